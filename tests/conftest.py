@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Settings every test needs: simulated devices, the compilation cache, the folder of reference fixtures."""
+
+import os
+from pathlib import Path
+
+# Before jax is imported. Eight simulated devices dead-lock on fewer than eight host threads without PJRT_NPROC.
+os.environ.setdefault("PJRT_NPROC", "16")
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+ROOT = Path(__file__).resolve().parents[1]
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+
+import pytest  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def shared_dir() -> Path:
+    """The folder of reference numbers beside the checkout; a user's clone does not have it."""
+    folder = ROOT.parent / "shared"
+    if not (folder / "fixtures").is_dir():
+        pytest.skip("no reference fixtures beside this checkout (../shared/fixtures)")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def fixtures_dir(shared_dir) -> Path:
+    """`../shared/fixtures`."""
+    return shared_dir / "fixtures"

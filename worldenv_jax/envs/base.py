@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one interface behind which both worlds stand: the embedded tabletop and the real LIBERO simulator.
+
+An environment has `num_slots` independent places in which an episode can run. The runner (`envs/runner.py`) puts an
+episode into a slot with `reset`, advances any subset of the slots by a chunk of actions with `step`, and refills a
+slot as soon as its episode has ended.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from worldenv_jax.data.episodes import Episode
+from worldenv_jax.types import Camera, EpisodeSpec
+
+
+class Frames(NamedTuple):
+    """k consecutive frames of n slots."""
+
+    images: np.ndarray  # uint8 [n, k, V, H, W, 3], upright
+    proprio: np.ndarray  # float32 [n, k, 8]
+    success: np.ndarray  # bool [n, K]: the task predicate after every action, whether or not its frame was rendered
+    camera: Camera  # numpy leaves [n, k, V, ...]
+
+
+class Environment(Protocol):
+    """A batch of episodes in a world that is not learned."""
+
+    name: str
+    instructions: tuple[str, ...]  # one per task, as a person would say it
+    max_steps: int  # an episode that has not succeeded by then has failed
+    num_slots: int
+    image_size: int
+    num_views: int
+    protocol: dict  # every number that decides a success rate, JSON-able; its hash is printed beside each score
+
+    def reset(self, slots: Sequence[int], specs: Sequence[EpisodeSpec]) -> Frames:
+        """Starts one episode per slot; returns the first frames (k = 1, success [n, 1])."""
+
+    def step(self, slots: Sequence[int], actions: np.ndarray, every_frame: bool) -> Frames:
+        """Runs environment actions float32 [n, K, 7]; renders all K frames or only the last (k = K or 1).
+
+        Raises ValueError on NaN or on a wrong shape. Actions are clipped to [-1, 1].
+        """
+
+    def start_state(self, slot: int) -> dict[str, np.ndarray]:
+        """The true state at the start of the slot's episode: enough to begin it again (`EpisodeSpec` is, too)."""
+
+    def expert_episodes(self, specs: Sequence[EpisodeSpec], noise: float) -> Iterator[Episode]:
+        """Scripted demonstrations, recorded with every frame, in the order of `specs`, successful or not.
+
+        `noise` is the scale of Laplace noise on the six deltas; the recorded actions are the executed ones.
+        """
+
+    def close(self) -> None:
+        """Ends worker processes."""
