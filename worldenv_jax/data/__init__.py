@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Episodes on disk and in memory: reading, writing, statistics, windows. NumPy only; no TensorFlow."""

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One recorded episode: the schema shared by demonstrations, exploration and imagined trajectories."""
+
+from dataclasses import dataclass, field, fields
+
+import numpy as np
+
+from worldenv_jax.types import ACTION_DIM, PROPRIO_DIM
+
+ACTORS = ("expert", "perturbed_expert", "policy", "imagined", "human")
+
+
+@dataclass(frozen=True)
+class Episode:
+    """T environment actions and the T + 1 frames around them.
+
+    Frame t is seen *before* action t; frame T is seen after the last action. Images are upright RGB, actions are
+    environment actions in [-1, 1], cameras follow OpenCV (see `worldenv_jax.types`).
+    """
+
+    images: np.ndarray  # uint8 [T+1, V, H, W, 3]
+    proprio: np.ndarray  # float32 [T+1, 8]: position (3, m), axis-angle (3, rad), finger positions (2, m)
+    actions: np.ndarray  # float32 [T, 7], environment actions
+    success: np.ndarray  # bool [T+1], the task predicate at each frame
+    intrinsics: np.ndarray  # float32 [T+1, V, 3, 3], in pixels
+    camera_pose: np.ndarray  # float32 [T+1, V, 4, 4], camera to world
+    instruction: str
+    task: int
+    seed: int
+    split: str  # "train" | "test"
+    starts: str  # "official" | "shifted"
+    actor: str  # one of ACTORS
+    noise: float = 0.0  # exploration scale factor of the actor
+    environment: dict[str, np.ndarray] = field(default_factory=dict)  # the true start state; may be empty
+
+    @property
+    def num_steps(self) -> int:
+        """T, the number of actions."""
+        return self.actions.shape[0]
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether the task predicate held at any frame."""
+        return bool(self.success.any())
+
+    @property
+    def first_success(self) -> int | None:
+        """Index of the first frame at which the predicate held, or None."""
+        return int(self.success.argmax()) if self.succeeded else None
+
+
+def validate_episode(episode: Episode) -> None:
+    """Checks shapes, dtypes, names and finiteness.
+
+    Raises:
+      ValueError: one message that lists every difference as "field: got ..., expected ...".
+    """
+    frames = episode.num_steps + 1
+    views = episode.images.shape[1:2]
+    expected = {
+        "images": (np.uint8, (frames, *views, *episode.images.shape[2:4], 3)),
+        "proprio": (np.float32, (frames, PROPRIO_DIM)),
+        "actions": (np.float32, (frames - 1, ACTION_DIM)),
+        "success": (np.bool_, (frames,)),
+        "intrinsics": (np.float32, (frames, *views, 3, 3)),
+        "camera_pose": (np.float32, (frames, *views, 4, 4)),
+    }
+    problems = [] if episode.num_steps else ["actions: got 0 steps, expected at least 1"]
+    for name, (dtype, shape) in expected.items():
+        value = getattr(episode, name)
+        if value.dtype != dtype or value.shape != shape:
+            got = f"{value.dtype} {list(value.shape)}"
+            problems.append(f"{name}: got {got}, expected {np.dtype(dtype)} {list(shape)}")
+        elif not np.isfinite(value).all():
+            frame = int(np.argwhere(~np.isfinite(value))[0][0])
+            problems.append(f"{name}: got NaN or infinity first at index {frame}, expected finite numbers")
+    if episode.actor not in ACTORS:
+        problems.append(f"actor: got {episode.actor!r}, expected one of {ACTORS}")
+    if problems:
+        raise ValueError(f"invalid episode {episode.instruction!r}: " + "; ".join(problems))
+
+
+def episodes_equal(left: Episode, right: Episode) -> bool:
+    """Whether two episodes agree bit for bit in every field."""
+    for item in fields(Episode):
+        a, b = getattr(left, item.name), getattr(right, item.name)
+        if item.name == "environment":
+            if a.keys() != b.keys() or not all(_same_array(a[key], b[key]) for key in a):
+                return False
+        elif not _same_array(np.asarray(a), np.asarray(b)):
+            return False
+    return True
+
+
+def _same_array(a: np.ndarray, b: np.ndarray) -> bool:
+    return a.dtype == b.dtype and np.array_equal(a, b)
