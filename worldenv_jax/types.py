@@ -123,7 +123,9 @@ class Statistics(NamedTuple):
         return jnp.where(high > low, scaled, 0.0)
 
 
-# (params, key, observation) -> PolicyStep
+# A `key` below is an array of B keys, one per trajectory, so that a trajectory does not depend on its batch.
+
+# (params, key [B], observation) -> PolicyStep
 PolicyFn = Callable[[Params, Array, Observation], PolicyStep]
 
 
@@ -138,9 +140,9 @@ class Prediction(NamedTuple):
 class SimulatorFns(NamedTuple):
     """A world that can be stepped: the learned simulator, or a real environment behind the same border."""
 
-    # (params, key, starts[B]) -> state; everything that is constant within a rollout is computed here
+    # (params, key [B], starts[B]) -> state; everything that is constant within a rollout is computed here
     init: Callable[[Params, Array, Starts], Any]
-    # (params, key, state, normalised actions [B, K, A]) -> (state, Prediction)
+    # (params, key [B], state, normalised actions [B, K, A]) -> (state, Prediction)
     step: Callable[[Params, Array, Any, Array], tuple[Any, Prediction]]
 
 
