@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Scaled dot-product attention, through cuDNN's fused kernel where that applies."""
+
+import jax
+import jax.numpy as jnp
+
+from worldenv_jax.types import Array
+
+
+def dot_product_attention(query: Array, key: Array, value: Array, mask: Array | None = None) -> Array:
+    """softmax(q k^T / sqrt(head_dim)) v.
+
+    Args:
+        query: [B, N, heads, head_dim].
+        key, value: [B, M, kv_heads, head_dim]; kv_heads divides heads (grouped-query attention).
+        mask: bool, broadcastable to [B, heads, N, M], True where a query may attend; None: everywhere.
+
+    Returns: [B, N, heads, head_dim].
+    """
+    implementation = "cudnn" if _cudnn_applies(query, key, mask) else None
+    return jax.nn.dot_product_attention(query, key, value, mask=mask, implementation=implementation)
+
+
+def _cudnn_applies(query: Array, key: Array, mask: Array | None) -> bool:
+    """cuDNN takes half precision, head sizes in eights up to 128 and, with a mask, even lengths."""
+    if jax.default_backend() != "gpu" or query.dtype not in (jnp.bfloat16, jnp.float16):
+        return False
+    lengths_fit = mask is None or (query.shape[1] % 2 == 0 and key.shape[1] % 2 == 0)
+    return query.shape[-1] % 8 == 0 and query.shape[-1] <= 128 and lengths_fit
