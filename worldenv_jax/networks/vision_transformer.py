@@ -12,11 +12,11 @@ column, channel), the same map as a convolution of stride `patch_size`. Queries,
 
 from dataclasses import dataclass
 
-import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from flax.linen import Dense
 
+from worldenv_jax.networks.attention import dot_product_attention
+from worldenv_jax.networks.lora import Dense
 from worldenv_jax.types import Array
 
 ACTIVATIONS = {
@@ -28,7 +28,10 @@ ACTIVATIONS = {
 
 @dataclass(frozen=True)
 class ViTConfig:
-    """Sizes and variants of a tower; images are square, `image_size` a multiple of `patch_size`."""
+    """Sizes and variants of a tower; images are square.
+
+    Pixels to the right of and below the last whole patch are not seen (SigLIP at 384 px reads 378).
+    """
 
     image_size: int
     patch_size: int
@@ -50,8 +53,6 @@ class ViTConfig:
     remat: bool = False
 
     def __post_init__(self):
-        if self.image_size % self.patch_size:
-            raise ValueError(f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}")
         if not -self.layers <= self.output_layer <= -1:
             raise ValueError(f"output_layer {self.output_layer} is outside [-{self.layers}, -1]")
         if self.activation not in ACTIVATIONS:
@@ -122,7 +123,7 @@ class Block(nn.Module):
         config = self.config
         qkv = Dense(3 * config.width, dtype=config.dtype, name="qkv")(x)
         q, k, v = jnp.split(qkv.reshape(*x.shape[:2], 3 * config.heads, -1), 3, axis=2)
-        mixed = jax.nn.dot_product_attention(q, k, v)
+        mixed = dot_product_attention(q, k, v)
         return Dense(config.width, dtype=config.dtype, name="proj")(mixed.reshape(x.shape))
 
     def _mlp(self, x: Array) -> Array:
@@ -164,8 +165,8 @@ class VisionTransformer(nn.Module):
 
     def _patches(self, images: Array) -> Array:
         grid, patch = self.config.grid, self.config.patch_size
-        rows = images.astype(self.config.dtype).reshape(-1, grid, patch, grid, patch, 3)
-        return rows.swapaxes(2, 3).reshape(-1, grid * grid, patch * patch * 3)
+        whole = images[:, : grid * patch, : grid * patch].astype(self.config.dtype)
+        return whole.reshape(-1, grid, patch, grid, patch, 3).swapaxes(2, 3).reshape(-1, grid * grid, patch * patch * 3)
 
     def _embed(self, patches: Array) -> Array:
         """Adds positions and puts class and register tokens in front."""
