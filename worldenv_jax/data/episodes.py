@@ -14,8 +14,8 @@ ACTORS = ("expert", "perturbed_expert", "policy", "imagined", "human")
 class Episode:
     """T environment actions and the T + 1 frames around them.
 
-    Frame t is seen *before* action t; frame T is seen after the last action. Images are upright RGB, actions are
-    environment actions in [-1, 1], cameras follow OpenCV (see `worldenv_jax.types`).
+    Frame t is seen *before* action t; frame T is seen after the last action. Images are upright RGB, actions
+    are environment actions in [-1, 1], cameras follow OpenCV (see `worldenv_jax.types`).
     """
 
     images: np.ndarray  # uint8 [T+1, V, H, W, 3]
