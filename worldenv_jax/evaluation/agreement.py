@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Imagination agreement: does the true world agree with the verdicts that reinforcement learning is paid by?
+
+The action sequences of imagined trajectories are replayed in the true environment from the same starts. A false
+success (the reflector said done, the world says no) is what a policy can exploit; a false failure only slows it down.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from worldenv_jax.envs.protocol import wilson_interval
+
+
+def rate(successes: int, trials: int) -> dict[str, Any]:
+    """A share with its 95 % Wilson interval: {"mean", "low", "high", "episodes"}; null numbers without trials."""
+    if trials == 0:
+        return {"mean": None, "low": None, "high": None, "episodes": 0}
+    low, high = wilson_interval(int(successes), int(trials))
+    return {"mean": int(successes) / int(trials), "low": low, "high": high, "episodes": int(trials)}
+
+
+def imagination_agreement(imagined: np.ndarray, true: np.ndarray) -> dict[str, Any]:
+    """Compares verdicts with outcomes.
+
+    Args:
+      imagined: bool [B], the reflector ended the imagined trajectory with R > eta.
+      true: bool [B], the same actions from the same start solved the task in the true environment.
+
+    Returns:
+      "agreement", "imagined_success" and "true_success" as shares of all trajectories, "false_successes" as the share
+      of imagined successes that the world denies, "false_failures" as the share of imagined failures that it denies
+      (each as `rate` returns it), and "counts" of the four cases.
+
+    Raises:
+      ValueError: shapes differ, are not [B], or the dtypes are not bool.
+    """
+    imagined, true = np.asarray(imagined), np.asarray(true)
+    if imagined.shape != true.shape or imagined.ndim != 1 or imagined.dtype != bool or true.dtype != bool:
+        raise ValueError(
+            "verdicts and outcomes must be bool [B]: "
+            f"got {imagined.dtype} {list(imagined.shape)} and {true.dtype} {list(true.shape)}"
+        )
+    counts = {
+        "both_success": int((imagined & true).sum()),
+        "false_success": int((imagined & ~true).sum()),
+        "false_failure": int((~imagined & true).sum()),
+        "both_failure": int((~imagined & ~true).sum()),
+    }
+    return {
+        "agreement": rate(counts["both_success"] + counts["both_failure"], imagined.size),
+        "imagined_success": rate(imagined.sum(), imagined.size),
+        "true_success": rate(true.sum(), true.size),
+        "false_successes": rate(counts["false_success"], imagined.sum()),
+        "false_failures": rate(counts["false_failure"], (~imagined).sum()),
+        "counts": counts,
+    }
