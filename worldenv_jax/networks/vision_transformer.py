@@ -114,8 +114,12 @@ class Block(nn.Module):
     config: ViTConfig
 
     @nn.compact
-    def __call__(self, x: Array, _: None) -> tuple[Array, None]:
+    def __call__(self, x: Array, film: Array | None) -> tuple[Array, None]:
         x = x + self._scaled("scale1", self._attention(_layer_norm(self.config, "norm1")(x)))
+        if film is not None:
+            scale = Dense(self.config.width, dtype=self.config.dtype, name="film_scale")(film)
+            shift = Dense(self.config.width, dtype=self.config.dtype, name="film_shift")(film)
+            x = x * (1.0 + scale[:, None]) + shift[:, None]
         x = x + self._scaled("scale2", self._mlp(_layer_norm(self.config, "norm2")(x)))
         return x, None
 
@@ -141,13 +145,16 @@ class Block(nn.Module):
 class VisionTransformer(nn.Module):
     """Images float [B, H, W, 3], already normalised, to tokens [B, prefix + N, D] in row-major patch order.
 
+    `film` [B, E] modulates every block: after the attention, x becomes x * (1 + scale(film)) + shift(film) with two
+    linear layers (Perez et al. 2018; OpenVLA-OFT's "OFT+").
+
     Raises ValueError where the images do not have the configured size.
     """
 
     config: ViTConfig
 
     @nn.compact
-    def __call__(self, images: Array) -> Array:
+    def __call__(self, images: Array, film: Array | None = None) -> Array:
         config = self.config
         expected = (config.image_size, config.image_size, 3)
         if images.ndim != 4 or images.shape[1:] != expected:
@@ -159,8 +166,9 @@ class VisionTransformer(nn.Module):
             x = _layer_norm(config, "norm_pre")(x)
         block = nn.remat(Block, prevent_cse=False) if config.remat else Block
         axes = {"params": 0, "lora": 0}
-        blocks = nn.scan(block, variable_axes=axes, split_rngs={"params": True}, length=config.depth)
-        x, _ = blocks(config, name="blocks")(x, None)
+        rngs = {"params": True}
+        blocks = nn.scan(block, variable_axes=axes, split_rngs=rngs, in_axes=nn.broadcast, length=config.depth)
+        x, _ = blocks(config, name="blocks")(x, film)
         return _layer_norm(config, "norm")(x) if config.final_norm else x
 
     def _patches(self, images: Array) -> Array:
