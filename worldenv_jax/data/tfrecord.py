@@ -28,6 +28,8 @@ class TFRecordFile(Sequence[memoryview]):
       damage: None, or what is wrong with the framing and where. `len` counts the good records before it.
     """
 
+    cached_episodes = 4096  # a cached episode refers to the mapped file for its images
+
     def __init__(self, path: Path | str):
         """Indexes the file.
 
