@@ -108,6 +108,17 @@ def _layer_norm(config: ViTConfig, name: str) -> nn.LayerNorm:
     return nn.LayerNorm(config.norm_eps, dtype=config.dtype, use_fast_variance=False, name=name)
 
 
+def _init_positions(key: Array, shape: tuple[int, int]) -> Array:
+    """Two-dimensional sines and cosines (He et al. 2022, MAE) on the patches, zero on prefix tokens."""
+    grid, width = int(shape[0] ** 0.5), shape[1]
+    frequency = 1e4 ** (-jnp.arange(width // 4) / (width // 4))
+    angle = jnp.arange(grid)[:, None] * frequency
+    waves = jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=1)
+    rows, columns = jnp.repeat(waves, grid, axis=0), jnp.tile(waves, (grid, 1))
+    patches = jnp.concatenate([rows, columns], axis=1)
+    return jnp.pad(patches, ((shape[0] - grid**2, 0), (0, width - patches.shape[1])))
+
+
 class Block(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x)), each residual optionally scaled per channel."""
 
@@ -181,7 +192,7 @@ class VisionTransformer(nn.Module):
         config = self.config
         normal = nn.initializers.normal(0.02)
         positions = config.grid**2 + (config.num_prefix if config.position_on_prefix else 0)
-        position = self.param("position_embedding", normal, (positions, config.width)).astype(patches.dtype)
+        position = self.param("position_embedding", _init_positions, (positions, config.width)).astype(patches.dtype)
         prefix = []
         if config.class_token:
             prefix.append(self.param("class_token", normal, (1, config.width)))
