@@ -199,7 +199,7 @@ def apply_gradients(
     """
     trained, frozen = partition(state.params, trainable_mask(state.params, config.trainable))
     gradients = jax.tree.map(lambda t, g: None if t is None else g, trained, gradients, is_leaf=_is_none)
-    gradient_norm = optax.global_norm(gradients)
+    gradient_norm = optax.tree.norm(gradients)
     finite = jnp.isfinite(loss) & jnp.isfinite(gradient_norm)
     updates, opt_state = make_optimizer(config).update(gradients, state.opt_state, trained)
     new = optax.apply_updates(trained, updates)
@@ -219,8 +219,8 @@ def apply_gradients(
     )
     metrics = {
         "gradient_norm": gradient_norm,
-        "update_norm": optax.global_norm(updates),
-        "parameter_norm": optax.global_norm(new),
+        "update_norm": optax.tree.norm(updates),
+        "parameter_norm": optax.tree.norm(new),
         "skipped": state.skipped,
         "skipped_in_a_row": state.skipped_in_a_row,
     }
