@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The video-diffusion world simulator: next frames from frames and actions (EVAC, World-Env section 1.2)."""
+
+from worldenv_jax.simulator.conditioning import decode_latents, encode_frames
+from worldenv_jax.simulator.config import SimulatorConfig
+from worldenv_jax.simulator.losses import (
+    SimulatorBatch,
+    autoencoder_loss,
+    denoising_loss,
+    measure_latent_scale,
+)
+from worldenv_jax.simulator.memory import history_steps
+from worldenv_jax.simulator.proprioception import (
+    Kinematics,
+    advance_proprio,
+    fit_kinematics,
+    proprioception_error,
+)
+from worldenv_jax.simulator.world_simulator import SimulatorState, init_simulator, make_simulator_fns
+
+__all__ = [
+    "Kinematics",
+    "SimulatorBatch",
+    "SimulatorConfig",
+    "SimulatorState",
+    "advance_proprio",
+    "autoencoder_loss",
+    "decode_latents",
+    "denoising_loss",
+    "encode_frames",
+    "fit_kinematics",
+    "history_steps",
+    "init_simulator",
+    "make_simulator_fns",
+    "measure_latent_scale",
+    "proprioception_error",
+]

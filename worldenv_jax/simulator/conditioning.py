@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the denoiser is told: image tokens, delta actions, action maps, rays, and the clean history (EVAC).
+
+Training and roll-out call the same functions, so that they see the same conditioning.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from worldenv_jax.networks.resampler import Resampler
+from worldenv_jax.networks.vision_transformer import VisionTransformer
+from worldenv_jax.simulator.action_maps import (
+    draw_action_map,
+    project,
+    ray_maps,
+    scale_intrinsics,
+    tool_points,
+)
+from worldenv_jax.simulator.autoencoder import Autoencoder, space_to_depth
+from worldenv_jax.simulator.config import SimulatorConfig
+from worldenv_jax.simulator.delta_actions import delta_actions, normalize_deltas
+from worldenv_jax.simulator.image_preprocess import clip_preprocess
+from worldenv_jax.simulator.poses import (
+    inverse_transform,
+    matrix_from_quaternion,
+    quaternion_from_axis_angle,
+    rigid_transform,
+)
+from worldenv_jax.simulator.proprioception import Kinematics, relative_pose
+from worldenv_jax.simulator.video_unet import Prepared, VideoUNet
+from worldenv_jax.types import Array, Camera, Params, Statistics
+
+
+class ChunkInputs(NamedTuple):
+    """Everything about one chunk that is not noise; T = F + K frames."""
+
+    image_latents: Array  # float [B, V, T, h, w, c]: the history, then its last frame K times
+    present: Array  # float [B, V, T]: 1 where image_latents is given
+    maps: Array  # float [B, V, T, h, w, map channels]; 0 on history frames
+    rays: Array  # float [B, V, T, h, w, 6]
+    deltas: Array  # float [B, K, 7 * arms], normalised delta actions
+    frame_features: Array | None = None  # float [B, T, FRAME_FEATURES] where the configuration has them
+
+
+def encode_frames(config: SimulatorConfig, params: Params, frames: Array) -> Array:
+    """Frames uint8 [..., H, W, 3] to scaled latents float32 [..., h, w, c], the mean of the posterior.
+
+    Raises ValueError where frames are not uint8 of the configured size.
+    """
+    if frames.dtype != jnp.uint8 or frames.shape[-3:] != (*config.image_size, 3):
+        expected = f"uint8 [..., {config.image_size[0]}, {config.image_size[1]}, 3]"
+        raise ValueError(f"simulator: got frames {frames.dtype} {list(frames.shape)}, expected {expected}")
+    return encode_images(config, params, frames.astype(jnp.float32) / 127.5 - 1.0)
+
+
+def encode_images(config: SimulatorConfig, params: Params, images: Array) -> Array:
+    """Images float [..., H, W, 3] in [-1, 1] to scaled latents float32 [..., h, w, c]."""
+    flat = images.reshape(-1, *images.shape[-3:])
+    mean, _ = Autoencoder(config.autoencoder).apply({"params": params["autoencoder"]}, flat, method="encode")
+    return config.latent_scale * mean.reshape(*images.shape[:-3], *mean.shape[1:])
+
+
+def decode_images(config: SimulatorConfig, params: Params, latents: Array) -> Array:
+    """Scaled latents [..., h, w, c] to images float32 [..., H, W, 3] in [-1, 1]."""
+    flat = latents.reshape(-1, *latents.shape[-3:]) / config.latent_scale
+    images = Autoencoder(config.autoencoder).apply({"params": params["autoencoder"]}, flat, method="decode")
+    return jnp.clip(images, -1.0, 1.0).reshape(*latents.shape[:-3], *images.shape[1:])
+
+
+def decode_latents(config: SimulatorConfig, params: Params, latents: Array) -> Array:
+    """Scaled latents [..., h, w, c] to frames uint8 [..., H, W, 3]."""
+    images = decode_images(config, params, latents)
+    return jnp.round(255.0 * jnp.clip((images + 1.0) / 2.0, 0.0, 1.0)).astype(jnp.uint8)
+
+
+def encode_image_tokens(config: SimulatorConfig, params: Params, images: Array) -> Array:
+    """First frames float [B, V, H, W, 3] in [-1, 1] to context tokens [B, V * queries, D]."""
+    batch, views = images.shape[:2]
+    pixels = clip_preprocess(images.reshape(-1, *images.shape[2:]), config.image_encoder.image_size)
+    tokens = VisionTransformer(config.image_encoder).apply({"params": params["image_encoder"]}, pixels)
+    resampler = Resampler(config.image_resampler)
+    tokens = resampler.apply({"params": params["denoiser"]["image_resampler"]}, tokens)
+    return tokens.reshape(batch, views * tokens.shape[1], -1)
+
+
+def encode_action_tokens(config: SimulatorConfig, params: Params, deltas: Array) -> Array:
+    """Normalised delta actions [B, K, 7 * arms] to context tokens [B, queries, D]."""
+    resampler = Resampler(config.action_resampler)
+    return resampler.apply({"params": params["denoiser"]["action_resampler"]}, deltas)
+
+
+def repeat_last(history: Array, chunk: int) -> Array:
+    """History latents [B, V, F, ...] followed by `chunk` copies of the last."""
+    return jnp.concatenate([history, jnp.repeat(history[:, :, -1:], chunk, axis=2)], axis=2)
+
+
+def chunk_inputs(
+    config: SimulatorConfig,
+    params: Params,
+    history: Array,
+    proprio: Array,
+    actions: Array,
+    camera: Camera,
+    statistics: Statistics,
+    kinematics: Kinematics,
+) -> ChunkInputs:
+    """Conditioning of one chunk for a single arm.
+
+    Args:
+        history: float [B, V, F, h, w, c], scaled latents.
+        proprio: float32 [B, F + K, 8], of history and future frames.
+        actions: float32 [B, K, 7], normalised.
+        camera: of the frame that proprio[:, 0] belongs to; leaves [B, V, ...].
+    """
+    batch, views, frames = *history.shape[:2], config.frames
+    poses = _camera_poses(config, proprio, camera.pose)
+    height, width = config.image_size
+    latent_height, latent_width = config.latent_size
+    intrinsics = camera.intrinsics[:, :, None]
+    latent_intrinsics = scale_intrinsics(intrinsics, latent_height / height, latent_width / width)
+    latent_intrinsics = jnp.broadcast_to(latent_intrinsics, (batch, views, frames, 3, 3))
+
+    quaternion = quaternion_from_axis_angle(proprio[..., 3:6])
+    opening = gripper_opening(proprio, kinematics)
+    points = tool_points(matrix_from_quaternion(quaternion), proprio[..., :3], config.action_map)
+    future = slice(config.history, None)
+    pixels, depth = project(points[:, None, future], intrinsics, poses[:, :, future])
+    opening_of_views = jnp.broadcast_to(opening[:, None, future], (batch, views, config.chunk))
+    drawn = draw_action_map(pixels, depth, opening_of_views, config.action_map, height, width)
+    maps = embed_maps(config, params, drawn)
+
+    last = slice(config.history - 1, None)
+    deltas = delta_actions(proprio[:, last, :3], quaternion[:, last], opening[:, last])
+    deltas = normalize_deltas(deltas, jnp.zeros(6), jnp.maximum(jnp.abs(kinematics.gain), 1e-4))
+    return ChunkInputs(
+        image_latents=repeat_last(history, config.chunk),
+        present=jnp.ones((batch, views, frames)),
+        maps=maps,
+        rays=ray_maps(latent_intrinsics, poses, latent_height, latent_width),
+        deltas=jnp.tile(deltas, config.arms),
+        frame_features=_frame_features(config, proprio, actions, statistics, kinematics),
+    )
+
+
+def gripper_opening(proprio: Array, kinematics: Kinematics) -> Array:
+    """How far the fingers are open, 0 to 1; [..., 8] to [...]."""
+    width = lambda fingers: fingers[..., 0] - fingers[..., 1]
+    opened, closed = width(kinematics.finger_open), width(kinematics.finger_closed)
+    return jnp.clip((width(proprio[..., 6:]) - closed) / jnp.maximum(opened - closed, 1e-6), 0.0, 1.0)
+
+
+def embed_maps(config: SimulatorConfig, params: Params, drawn: Array) -> Array:
+    """Future action maps [B, V, K, H, W, 3] in [0, 1] to [B, V, F + K, h, w, map channels], 0 on history frames."""
+    drawn = drawn * 2.0 - 1.0
+    if config.map_latents:
+        maps = encode_images(config, params, drawn)
+    else:
+        maps = space_to_depth(drawn.reshape(-1, *drawn.shape[3:]), config.autoencoder.downsampling)
+        maps = maps.reshape(*drawn.shape[:3], *maps.shape[1:])
+    return jnp.pad(maps, ((0, 0), (0, 0), (config.history, 0), (0, 0), (0, 0), (0, 0)))
+
+
+def prepare(config: SimulatorConfig, params: Params, inputs: ChunkInputs, image_tokens: Array) -> Prepared:
+    """Everything that the denoising steps of one chunk share."""
+    present = jnp.broadcast_to(inputs.present[..., None, None, None], (*inputs.rays.shape[:-1], 1))
+    condition = jnp.concatenate([inputs.image_latents, present, inputs.maps, inputs.rays], axis=-1)
+    batch = len(condition)
+    return VideoUNet(config.unet).apply(
+        {"params": params["denoiser"]["unet"]},
+        condition,
+        image_tokens,
+        encode_action_tokens(config, params, inputs.deltas),
+        jnp.full(batch, config.frame_rate),
+        jnp.full(batch, config.domain),
+        inputs.frame_features,
+        method="prepare",
+    )
+
+
+def predict_v(config: SimulatorConfig, params: Params, latents: Array, t: Array, prepared: Prepared) -> Array:
+    """The denoiser's v for latents [B, V, F + K, h, w, c] at the noise steps t [B, V]."""
+    unet = VideoUNet(config.unet)
+    return unet.apply({"params": params["denoiser"]["unet"]}, latents, t, config.history, prepared)
+
+
+def _camera_poses(config: SimulatorConfig, proprio: Array, pose: Array) -> Array:
+    """Camera to world of every frame, [B, V, T, 4, 4]; the hand's cameras keep their place on the hand."""
+    still = jnp.broadcast_to(pose[:, :, None], (*pose.shape[:2], proprio.shape[1], 4, 4))
+    if not config.hand_views:
+        return still
+    rotation = matrix_from_quaternion(quaternion_from_axis_angle(proprio[..., 3:6]))
+    hand = rigid_transform(rotation, proprio[..., :3])
+    since_start = jnp.einsum("btij,bjk->btik", hand, inverse_transform(hand[:, 0]))
+    moved = jnp.einsum("btij,bvjk->bvtik", since_start, pose)
+    on_hand = jnp.isin(jnp.arange(pose.shape[1]), jnp.array(config.hand_views))
+    return jnp.where(on_hand[:, None, None, None], moved, still)
+
+
+def _frame_features(
+    config: SimulatorConfig, proprio: Array, actions: Array, statistics: Statistics, kinematics: Kinematics
+) -> Array | None:
+    if not config.unet.frame_features:
+        return None
+    leading = jnp.zeros((len(actions), config.history, actions.shape[-1]))
+    actions = jnp.concatenate([leading, jnp.clip(actions, -1.5, 1.5)], axis=1)
+    reference = jnp.broadcast_to(proprio[:, config.history - 1 : config.history], proprio.shape)
+    motion = relative_pose(proprio, reference) / jnp.maximum(jnp.abs(kinematics.gain), 1e-4)
+    return jnp.concatenate([actions, statistics.normalize_proprio(proprio), jnp.clip(motion, -8.0, 8.0)], axis=-1)
+
+
+def split_latents(latents: Array) -> Array:
+    """Latents as data has them, [B, T, V, h, w, c], to the denoiser's [B, V, T, h, w, c]."""
+    return jax.numpy.moveaxis(latents, 2, 1)

@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every number of the world simulator, and the presets: one model family in four sizes."""
+
+from dataclasses import dataclass, replace
+
+from worldenv_jax.networks.resampler import ResamplerConfig
+from worldenv_jax.networks.vision_transformer import ViTConfig
+from worldenv_jax.simulator.action_maps import ActionMapConfig
+from worldenv_jax.simulator.autoencoder import AutoencoderConfig
+from worldenv_jax.simulator.noise_schedule import ScheduleConfig
+from worldenv_jax.simulator.video_unet import VideoUNetConfig
+
+# action (7), normalised proprioception (8), motion since the last history frame (6)
+FRAME_FEATURES = 21
+
+
+@dataclass(frozen=True)
+class SimulatorConfig:
+    """The world simulator; the defaults are EVAC's released model."""
+
+    image_size: tuple[int, int] = (320, 512)  # height, width
+    views: int = 1
+    hand_views: tuple[int, ...] = ()  # cameras that move with the hand
+    history: int = 4  # F
+    chunk: int = 16  # K
+    max_chunks: int = 16  # T that the memory has room for
+    autoencoder: AutoencoderConfig = AutoencoderConfig()
+    latent_scale: float = 0.18215  # brings latents to about unit variance; see `measure_latent_scale`
+    unet: VideoUNetConfig = VideoUNetConfig()
+    image_encoder: ViTConfig = ViTConfig.openclip_huge()
+    image_resampler: ResamplerConfig = ResamplerConfig(queries=256, input_width=1280)
+    action_resampler: ResamplerConfig = ResamplerConfig()
+    arms: int = 2  # arm slots of the delta actions; a single arm fills them all
+    action_map: ActionMapConfig = ActionMapConfig()
+    # Whether action maps pass through the autoencoder. Differs from EVAC where False: their pixels are gathered into
+    # the channels of a latent pixel, which costs nothing and keeps every detail.
+    map_latents: bool = True
+    frame_rate: int = 2
+    domain: int = 11  # row of the domain embedding: AgiBotWorld
+    schedule: ScheduleConfig = ScheduleConfig()
+    ddim_steps: int = 27
+    eta: float = 1.0
+    guidance: float = 1.0  # 1: one pass per step
+    guidance_rescale: float = 0.7
+    land_on_x0: bool = False  # Differs from EVAC where True: the last DDIM step returns x0 without residual noise
+    # Training
+    condition_dropout: float = 0.1
+    history_noise: tuple[int, int] = (3, 20)  # divisors of the history's noise steps, inclusive: larger is cleaner
+    sampled_steps_only: bool = False  # Differs from EVAC where True: trains only the noise steps that sampling visits
+    frozen: tuple[str, ...] = ("autoencoder", "image_encoder", "denoiser/action_resampler")
+    reference_quirks: bool = False  # EVAC's published roll-out to the letter; see `pose_rollout`
+
+    def __post_init__(self):
+        errors = []
+        factor = self.autoencoder.downsampling * 2 ** (len(self.unet.multipliers) - 1)
+        if any(size % factor for size in self.image_size):
+            errors.append(f"image_size {self.image_size} is not a multiple of {factor}")
+        expected = {
+            "unet.latent_channels": (self.unet.latent_channels, self.autoencoder.latent_channels),
+            "unet.condition_channels": (self.unet.condition_channels, self.condition_channels),
+            "image_resampler.input_width": (self.image_resampler.input_width, self.image_encoder.width),
+            "image_resampler.output_width": (self.image_resampler.output_width, self.unet.context_width),
+            "action_resampler.input_width": (self.action_resampler.input_width, 7 * self.arms),
+            "action_resampler.output_width": (self.action_resampler.output_width, self.unet.context_width),
+        }
+        errors += [f"{name} is {got}, must be {need}" for name, (got, need) in expected.items() if got != need]
+        if self.unet.frame_features not in (0, FRAME_FEATURES):
+            errors.append(f"unet.frame_features is {self.unet.frame_features}, must be 0 or {FRAME_FEATURES}")
+        if self.history < 2:
+            errors.append(f"history is {self.history}, must be at least 2")
+        if errors:
+            raise ValueError("simulator configuration: " + "; ".join(errors))
+
+    @property
+    def frames(self) -> int:
+        """F + K, what the denoiser sees."""
+        return self.history + self.chunk
+
+    @property
+    def map_channels(self) -> int:
+        """Channels of an action map at latent resolution."""
+        return self.autoencoder.latent_channels if self.map_latents else 3 * self.autoencoder.downsampling**2
+
+    @property
+    def condition_channels(self) -> int:
+        """Image latent, mask, action map, ray direction and origin."""
+        return self.autoencoder.latent_channels + 1 + self.map_channels + 6
+
+    @property
+    def latent_size(self) -> tuple[int, int]:
+        """Height and width of the latents."""
+        height, width = self.image_size
+        return height // self.autoencoder.downsampling, width // self.autoencoder.downsampling
+
+    @classmethod
+    def debug(cls) -> "SimulatorConfig":
+        """As small as it gets: 32 px, chunks of 4; compiles in seconds."""
+        config = _small(32, 4, AutoencoderConfig(8, (1, 2), 1, 4, 4, 4), 16, (1, 2), (1,), 32)
+        return replace(config, ddim_steps=2, max_chunks=4)
+
+    @classmethod
+    def tabletop(cls) -> "SimulatorConfig":
+        """One 64 px view, chunks of 8: minutes on a CPU."""
+        return _small(64, 8, AutoencoderConfig(32, (1, 2, 2), 1, 8, 2, 8), 32, (1, 2), (0, 1), 64)
+
+    @classmethod
+    def libero_small(cls) -> "SimulatorConfig":
+        """128 px, agentview and wrist, chunks of 8: one GPU, or a patient CPU."""
+        config = _small(128, 8, AutoencoderConfig(48, (1, 2, 2), 1, 8, 2, 8), 64, (1, 2, 2), (0, 1), 128)
+        return replace(config, views=2, hand_views=(1,), max_chunks=64)
+
+    @classmethod
+    def libero_full(cls) -> "SimulatorConfig":
+        """EVAC's size at 256 px with LIBERO's chunk of 8 and few-step sampling; starts from the EVAC checkpoint."""
+        drawing = ActionMapConfig(tool_offset=0.0, radius=40, thickness=6, background=0)
+        return cls(
+            image_size=(256, 256), chunk=8, max_chunks=64, ddim_steps=5, eta=0.0, action_map=drawing,
+        )  # fmt: skip
+
+
+def _small(
+    size: int,
+    chunk: int,
+    autoencoder: AutoencoderConfig,
+    channels: int,
+    multipliers: tuple[int, ...],
+    attention_levels: tuple[int, ...],
+    width: int,
+) -> SimulatorConfig:
+    """A preset that trains from scratch, for one arm."""
+    autoencoder = replace(autoencoder, kl_weight=1e-4)
+    condition = autoencoder.latent_channels + 1 + 3 * autoencoder.downsampling**2 + 6
+    resampler = ResamplerConfig(16, 7, width, width, 2, width // 32, 32)
+    return SimulatorConfig(
+        image_size=(size, size),
+        chunk=chunk,
+        autoencoder=autoencoder,
+        latent_scale=1.0,
+        unet=VideoUNetConfig(
+            channels=channels,
+            multipliers=multipliers,
+            res_blocks=1,
+            attention_levels=attention_levels,
+            head_dim=16,
+            init_attention_heads=2,
+            context_width=width,
+            latent_channels=autoencoder.latent_channels,
+            condition_channels=condition,
+            domains=1,
+            norm_groups=8,
+            frame_features=FRAME_FEATURES,
+        ),
+        image_encoder=ViTConfig(size, 8, width, 2, width // 32, 2 * width),
+        image_resampler=replace(resampler, input_width=width),
+        action_resampler=resampler,
+        arms=1,
+        action_map=ActionMapConfig(0.0, 0.1, size / 24, size / 48, 0),
+        map_latents=False,
+        domain=0,
+        schedule=ScheduleConfig(base_scale=1.0),
+        ddim_steps=4,
+        eta=0.0,
+        land_on_x0=True,
+        condition_dropout=0.0,
+        history_noise=(20, 200),
+        sampled_steps_only=True,
+        frozen=("autoencoder",),
+    )

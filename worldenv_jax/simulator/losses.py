@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training losses of the simulator: the autoencoder's, and the denoiser's v-prediction with a noised history (EVAC)."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from worldenv_jax.simulator.autoencoder import Autoencoder
+from worldenv_jax.simulator.conditioning import (
+    chunk_inputs,
+    encode_image_tokens,
+    predict_v,
+    prepare,
+)
+from worldenv_jax.simulator.config import SimulatorConfig
+from worldenv_jax.simulator.noise_schedule import (
+    add_noise,
+    noise_schedule,
+    sinusoid_steps,
+    trailing_timesteps,
+    v_target,
+)
+from worldenv_jax.simulator.proprioception import Kinematics, advance_proprio
+from worldenv_jax.types import Array, Camera, Params, Statistics
+
+
+class SimulatorBatch(NamedTuple):
+    """Windows of recorded episodes, cut as a roll-out will see them.
+
+    For a window that predicts the frames after step s: the history is the episode's frames
+    `memory.history_steps(s, F)` (the first, those at one and two thirds, s itself), the future the frames
+    s + 1 .. s + K, repeated at the episode's end where `mask` is False.
+    """
+
+    latents: Array  # float32 [B, F + K, V, h, w, c], `encode_frames` of history and future
+    first_images: Array  # uint8 [B, V, H, W, 3], the oldest history frame
+    proprio: Array  # float32 [B, F, 8], of the history
+    previous_proprio: Array  # float32 [B, 8], one step before s; that of s where s = 0
+    actions: Array  # float32 [B, K, 7], normalised, of the steps s .. s + K - 1
+    camera: Camera  # of the oldest history frame, leaves [B, V, ...]
+    mask: Array  # bool [B, K], False on future frames that do not exist
+
+
+def autoencoder_loss(
+    config: SimulatorConfig, params: Params, key: Array, frames: Array
+) -> tuple[Array, dict[str, Array]]:
+    """Absolute plus squared reconstruction error and the KL divergence from N(0, 1), for frames uint8 [N, H, W, 3].
+
+    Returns: the loss, and {"reconstruction", "kl", "psnr"} (decibels at a range of 255).
+    """
+    model, variables = Autoencoder(config.autoencoder), {"params": params["autoencoder"]}
+    images = frames.astype(jnp.float32) / 127.5 - 1.0
+    mean, log_variance = model.apply(variables, images, method="encode")
+    latents = mean + jnp.exp(0.5 * log_variance) * jax.random.normal(key, mean.shape)
+    error = model.apply(variables, latents, method="decode") - images
+    squared = jnp.mean(error**2)
+    reconstruction = jnp.mean(jnp.abs(error)) + squared
+    kl = 0.5 * jnp.mean(mean**2 + jnp.exp(log_variance) - 1.0 - log_variance)
+    metrics = {"reconstruction": reconstruction, "kl": kl, "psnr": -10.0 * jnp.log10(squared / 4.0)}
+    return reconstruction + config.autoencoder.kl_weight * kl, metrics
+
+
+def measure_latent_scale(config: SimulatorConfig, params: Params, frames: Array) -> float:
+    """1 / standard deviation of the unscaled latents of frames uint8 [N, H, W, 3]: the value for `latent_scale`."""
+    images = frames.astype(jnp.float32) / 127.5 - 1.0
+    mean, _ = Autoencoder(config.autoencoder).apply({"params": params["autoencoder"]}, images, method="encode")
+    return float(1.0 / jnp.std(mean))
+
+
+def denoising_loss(
+    config: SimulatorConfig,
+    params: Params,
+    key: Array,
+    batch: SimulatorBatch,
+    statistics: Statistics,
+    kinematics: Kinematics,
+) -> tuple[Array, dict[str, Array]]:
+    """Squared error of v on the future frames; the future proprioception is the kinematic one, as in a roll-out.
+
+    Returns: the loss, and {"v_error", "x0_error"} (the latter over the same frames, in scaled latents).
+    """
+    keys = iter(jax.random.split(key, 8))
+    _check_batch(config, batch)
+    clean = jnp.moveaxis(batch.latents, 2, 1)
+    count, views = clean.shape[:2]
+    divisor = jax.random.randint(next(keys), (), config.history_noise[0], config.history_noise[1] + 1)
+    uniform = jax.random.uniform(next(keys), (count, views, config.history))
+    past = clean[:, :, : config.history]
+    history = noise_history(config, past, uniform, divisor, jax.random.normal(next(keys), past.shape))
+
+    current = batch.proprio[:, -1]
+    commands = statistics.unnormalize_action(batch.actions)
+    future = advance_proprio(kinematics, batch.previous_proprio, current, commands)
+    proprio = jnp.concatenate([batch.proprio, future], axis=1)
+    inputs = chunk_inputs(config, params, history, proprio, batch.actions, batch.camera, statistics, kinematics)
+    images = batch.first_images.astype(jnp.float32) / 127.5 - 1.0
+    if config.condition_dropout:
+        inputs, images = drop_conditions(config, next(keys), inputs, images)
+    prepared = prepare(config, params, inputs, encode_image_tokens(config, params, images))
+
+    t = _draw_steps(config, next(keys), count)
+    noise = jax.random.normal(next(keys), clean.shape)
+    x0 = jnp.concatenate([history, clean[:, :, config.history :]], axis=2)
+    error, x0_error = v_error(config, params, x0, noise, t, prepared)
+    weight = jnp.broadcast_to(batch.mask[:, None], error.shape).astype(jnp.float32)
+    loss, x0_error = (jnp.sum(e * weight) / jnp.maximum(jnp.sum(weight), 1.0) for e in (error, x0_error))
+    return loss, {"v_error": loss, "x0_error": x0_error}
+
+
+def v_error(
+    config: SimulatorConfig, params: Params, x0: Array, noise: Array, t: Array, prepared
+) -> tuple[Array, Array]:
+    """Mean squared errors of v and of x0 per future frame, [B, V, K] each.
+
+    Args:
+        x0, noise: float [B, V, F + K, h, w, c]; the history part of x0 is what the denoiser sees there.
+        t: int [B], the noise step.
+        prepared: `conditioning.prepare`.
+    """
+    _, noisy, target, alpha = noisy_latents(config, x0, noise, t)
+    prediction = predict_v(config, params, noisy, jnp.broadcast_to(t[:, None], x0.shape[:2]), prepared)
+    error = jnp.square(prediction - target)[:, :, config.history :].mean((-3, -2, -1))
+    # x0 - x0_predicted = sqrt(1 - a) (v - v_target).
+    return error, error * (1.0 - alpha[:, :, 0, 0, 0])
+
+
+def noisy_latents(config: SimulatorConfig, x0: Array, noise: Array, t: Array) -> tuple[Array, Array, Array, Array]:
+    """Scaled x0, its noised form with a clean history, the v target, and alphas_cumprod[t] as [B, 1, 1, 1, 1, 1]."""
+    schedule = noise_schedule(config.schedule)
+    at = lambda table: jnp.asarray(table, jnp.float32)[t][:, None, None, None, None, None]
+    alpha = at(schedule.alphas_cumprod)
+    scaled = x0 * at(schedule.x0_scale)
+    past = slice(0, config.history)
+    noisy = add_noise(scaled, noise, alpha).at[:, :, past].set(scaled[:, :, past])
+    return scaled, noisy, v_target(scaled, noise, alpha), alpha
+
+
+def noise_history(config: SimulatorConfig, history: Array, uniform: Array, divisor: Array, noise: Array) -> Array:
+    """Teacher forcing's counterweight: history latents [B, V, F, h, w, c] with a little noise, as a roll-out has.
+
+    Args:
+        uniform: float [B, V, F] in [0, 1).
+        divisor: int []; the largest noise step is steps / divisor.
+        noise: standard normal, like the history.
+    """
+    steps = sinusoid_steps(uniform, divisor, config.schedule)
+    alpha = jnp.asarray(noise_schedule(config.schedule).alphas_cumprod, jnp.float32)[steps]
+    return add_noise(history, noise, alpha[..., None, None, None])
+
+
+def drop_conditions(config: SimulatorConfig, key: Array, inputs, images: Array):
+    """Leaves out conditions at random, one draw r per sample, so that guidance has an unconditional pass.
+
+    With p = config.condition_dropout (EVAC's 0.1): delta actions where r < 2p; the first image where p <= r < 3p;
+    the future's image latents and mask in [0, p/2), [p, 3p/2) and [5p/2, 7p/2); the action maps in [p/2, 3p/2).
+    """
+    r = jax.random.uniform(key, (len(images),)) / config.condition_dropout
+    keep = lambda dropped, leaf: leaf * (1.0 - dropped).reshape(-1, *[1] * (leaf.ndim - 1))
+    is_future = jnp.arange(config.frames) >= config.history
+    no_image = (r < 0.5) | ((r >= 1.0) & (r < 1.5)) | ((r >= 2.5) & (r < 3.5))
+    gone = no_image[:, None] & is_future
+    present = inputs.present * (1.0 - gone)[:, None]
+    latents = inputs.image_latents * (1.0 - gone)[:, None, :, None, None, None]
+    inputs = inputs._replace(
+        deltas=keep(r < 2.0, inputs.deltas),
+        maps=keep((r >= 0.5) & (r < 1.5), inputs.maps),
+        present=present,
+        image_latents=latents,
+    )
+    return inputs, keep((r >= 1.0) & (r < 3.0), images)
+
+
+def _draw_steps(config: SimulatorConfig, key: Array, count: int) -> Array:
+    if config.sampled_steps_only:
+        steps = trailing_timesteps(config.schedule, config.ddim_steps)
+        return jnp.asarray(steps.astype(np.int32))[jax.random.randint(key, (count,), 0, len(steps))]
+    return jax.random.randint(key, (count,), 0, config.schedule.steps)
+
+
+def _check_batch(config: SimulatorConfig, batch: SimulatorBatch) -> None:
+    latent = (*config.latent_size, config.autoencoder.latent_channels)
+    expected = {
+        "latents": (config.frames, config.views, *latent),
+        "first_images": (config.views, *config.image_size, 3),
+        "proprio": (config.history, 8),
+        "actions": (config.chunk, 7),
+        "mask": (config.chunk,),
+    }
+    got = {name: getattr(batch, name).shape[1:] for name in expected}
+    wrong = [f"{name} [B, {got[name]}], expected [B, {need}]" for name, need in expected.items() if got[name] != need]
+    if wrong:
+        raise ValueError("simulator batch: " + "; ".join(wrong))

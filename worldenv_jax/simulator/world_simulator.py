@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The world simulator as a function of actions: World-Env's p(o' | o, s', a) behind `types.SimulatorFns`.
+
+A chunk: actions advance proprioception deterministically, the predicted hand poses become action maps and delta
+actions, DDIM denoises K latents beside the sparse memory, and the decoder turns them into frames. The memory stays in
+latent space (EVAC): frames are encoded once, at the start.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from worldenv_jax.networks.resampler import Resampler
+from worldenv_jax.networks.vision_transformer import VisionTransformer
+from worldenv_jax.simulator.autoencoder import Autoencoder
+from worldenv_jax.simulator.conditioning import (
+    ChunkInputs,
+    chunk_inputs,
+    decode_latents,
+    encode_frames,
+    encode_image_tokens,
+    predict_v,
+    prepare,
+)
+from worldenv_jax.simulator.config import SimulatorConfig
+from worldenv_jax.simulator.memory import memory_slots
+from worldenv_jax.simulator.noise_schedule import as_float32, ddim_tables, guide
+from worldenv_jax.simulator.proprioception import Kinematics, advance_proprio
+from worldenv_jax.simulator.sampler import sample_chunk
+from worldenv_jax.simulator.video_unet import VideoUNet
+from worldenv_jax.types import Array, Camera, Params, Prediction, SimulatorFns, Starts, Statistics
+
+
+class SimulatorState(NamedTuple):
+    """What a roll-out carries; N = F + max_chunks * K memory slots."""
+
+    latents: Array  # float32 [B, V, N, h, w, c]
+    proprio: Array  # float32 [B, N, 8]
+    count: Array  # int32 [], filled slots; the first F all hold the first frame
+    image_tokens: Array  # float [B, V * queries, D], of the first frame
+    blank_tokens: Array  # the same for a blank image; empty without guidance
+    camera: Camera  # of the first frame
+
+
+def init_simulator(config: SimulatorConfig, key: Array) -> Params:
+    """Random parameters: {"autoencoder", "image_encoder", "denoiser": {"unet", "image_resampler", "action_resampler"}}.
+
+    Under `jax.eval_shape` nothing is allocated.
+    """
+    keys = jax.random.split(key, 5)
+    unet, (height, width) = config.unet, config.latent_size
+    video = jnp.zeros((1, 1, 2, height, width, unet.condition_channels + unet.latent_channels))
+    tokens = jnp.zeros((1, 1, unet.context_width))
+    features = jnp.zeros((1, 2, unet.frame_features)) if unet.frame_features else None
+    one = jnp.zeros(1, jnp.int32)
+    size = config.image_encoder.image_size
+    init = lambda module, key, *inputs, **options: module.init(key, *inputs, **options)["params"]
+    condition, latents = video[..., unet.latent_channels :], video[..., : unet.latent_channels]
+    return {
+        "autoencoder": init(Autoencoder(config.autoencoder), keys[0], jnp.zeros((1, *config.image_size, 3))),
+        "image_encoder": init(VisionTransformer(config.image_encoder), keys[1], jnp.zeros((1, size, size, 3))),
+        "denoiser": {
+            "unet": init(
+                VideoUNet(unet), keys[2], condition, tokens, tokens, one, one, features, latents, one[None],
+                method="initialise",
+            ),
+            "image_resampler": init(
+                Resampler(config.image_resampler), keys[3], jnp.zeros((1, 1, config.image_resampler.input_width))
+            ),
+            "action_resampler": init(
+                Resampler(config.action_resampler), keys[4], jnp.zeros((1, 1, config.action_resampler.input_width))
+            ),
+        },
+    }  # fmt: skip
+
+
+def make_simulator_fns(config: SimulatorConfig, statistics: Statistics, kinematics: Kinematics) -> SimulatorFns:
+    """The simulator for `rollout.imagine_rollout`.
+
+    Args:
+        statistics: of the data that the policy's normalised actions refer to.
+        kinematics: how proprioception follows from environment actions.
+
+    A roll-out longer than config.max_chunks overwrites the newest memory; keys are arrays [B], one per trajectory.
+    """
+    tables = as_float32(ddim_tables(config.schedule, config.ddim_steps, config.eta, config.land_on_x0))
+
+    def init(params: Params, keys: Array, starts: Starts) -> SimulatorState:
+        del keys
+        _check_starts(config, starts)
+        latents = encode_frames(config, params, starts.images)
+        slots = config.history + config.max_chunks * config.chunk
+        images = starts.images.astype(jnp.float32) / 127.5 - 1.0
+        blank = images[:0] if config.guidance == 1.0 else jnp.zeros_like(images)
+        return SimulatorState(
+            latents=jnp.broadcast_to(latents[:, :, None], (*latents.shape[:2], slots, *latents.shape[2:])),
+            proprio=jnp.broadcast_to(starts.proprio[:, None], (len(latents), slots, starts.proprio.shape[-1])),
+            count=jnp.int32(config.history),
+            image_tokens=encode_image_tokens(config, params, images),
+            blank_tokens=encode_image_tokens(config, params, blank),
+            camera=starts.camera,
+        )
+
+    def step(params: Params, keys: Array, state: SimulatorState, actions: Array) -> tuple[SimulatorState, Prediction]:
+        slots = memory_slots(state.count, config.history)
+        history, past = state.latents[:, :, slots], state.proprio[:, slots]
+        before = state.proprio[:, state.count - 2]
+        commands = statistics.unnormalize_action(actions)
+        future = advance_proprio(kinematics, before, past[:, -1], commands)
+        proprio = jnp.concatenate([past, future], axis=1)
+        inputs = chunk_inputs(config, params, history, proprio, actions, state.camera, statistics, kinematics)
+
+        denoise = make_denoiser(config, params, inputs, state.image_tokens, state.blank_tokens)
+        start_noise, step_noise = _draw_noise(config, keys, inputs.image_latents.shape)
+        latents, _ = sample_chunk(denoise, inputs.image_latents, start_noise, step_noise, tables)
+        latents = latents[:, :, config.history :]
+        new = state._replace(
+            latents=jax.lax.dynamic_update_slice_in_dim(state.latents, latents, state.count, axis=2),
+            proprio=jax.lax.dynamic_update_slice_in_dim(state.proprio, future, state.count, axis=1),
+            count=state.count + config.chunk,
+        )
+        return new, Prediction(decode_latents(config, params, jnp.moveaxis(latents, 1, 2)), future)
+
+    return SimulatorFns(init, step)
+
+
+def make_denoiser(
+    config: SimulatorConfig, params: Params, inputs: ChunkInputs, image_tokens: Array, blank_tokens: Array
+):
+    """(latents, step) to v, with classifier-free guidance where config.guidance is not 1.
+
+    The unconditional pass sees the tokens of a blank image and no image latents on future frames.
+    """
+    prepared = prepare(config, params, inputs, image_tokens)
+    steps = lambda latents, t: jnp.full(latents.shape[:2], t)
+    conditional = lambda latents, t: predict_v(config, params, latents, steps(latents, t), prepared)
+    if config.guidance == 1.0:
+        return conditional
+    is_history = jnp.arange(config.frames) < config.history
+    present = inputs.present * is_history
+    image_latents = inputs.image_latents * is_history[:, None, None, None]
+    bare = prepare(config, params, inputs._replace(image_latents=image_latents, present=present), blank_tokens)
+
+    def guided(latents: Array, t: Array) -> Array:
+        unconditional = predict_v(config, params, latents, steps(latents, t), bare)
+        return guide(conditional(latents, t), unconditional, config.guidance, config.guidance_rescale)
+
+    return guided
+
+
+def _draw_noise(config: SimulatorConfig, keys: Array, shape: tuple[int, ...]) -> tuple[Array, Array | None]:
+    """Start noise [B, V, K, ...] and, with eta > 0, step noise [S, B, V, T, ...]; row b depends on keys[b] only."""
+    views, _, *latent = shape[1:]
+    start = jax.vmap(lambda key: jax.random.normal(key, (views, config.chunk, *latent)))(keys)
+    if config.eta == 0.0:
+        return start, None
+    draw = lambda key: jax.random.normal(jax.random.fold_in(key, 1), (config.ddim_steps, *shape[1:]))
+    return start, jnp.moveaxis(jax.vmap(draw)(keys), 0, 1)
+
+
+def _check_starts(config: SimulatorConfig, starts: Starts) -> None:
+    expected = {
+        "images": (starts.images.shape[1:], (config.views, *config.image_size, 3)),
+        "camera.intrinsics": (starts.camera.intrinsics.shape[1:], (config.views, 3, 3)),
+        "camera.pose": (starts.camera.pose.shape[1:], (config.views, 4, 4)),
+    }
+    wrong = [f"{name} [B, {got}], expected [B, {need}]" for name, (got, need) in expected.items() if got != need]
+    if wrong:
+        raise ValueError("simulator starts: " + "; ".join(wrong))
