@@ -9,15 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from worldenv_jax.envs.protocol import wilson_interval
-
-
-def rate(successes: int, trials: int) -> dict[str, Any]:
-    """A share with its 95 % Wilson interval: {"mean", "low", "high", "episodes"}; null numbers without trials."""
-    if trials == 0:
-        return {"mean": None, "low": None, "high": None, "episodes": 0}
-    low, high = wilson_interval(int(successes), int(trials))
-    return {"mean": int(successes) / int(trials), "low": low, "high": high, "episodes": int(trials)}
+from worldenv_jax.evaluation.summary import success_rate
 
 
 def imagination_agreement(imagined: np.ndarray, true: np.ndarray) -> dict[str, Any]:
@@ -30,7 +22,7 @@ def imagination_agreement(imagined: np.ndarray, true: np.ndarray) -> dict[str, A
     Returns:
       "agreement", "imagined_success" and "true_success" as shares of all trajectories, "false_successes" as the share
       of imagined successes that the world denies, "false_failures" as the share of imagined failures that it denies
-      (each as `rate` returns it), and "counts" of the four cases.
+      (each as `success_rate` returns it), and "counts" of the four cases.
 
     Raises:
       ValueError: shapes differ, are not [B], or the dtypes are not bool.
@@ -48,10 +40,10 @@ def imagination_agreement(imagined: np.ndarray, true: np.ndarray) -> dict[str, A
         "both_failure": int((~imagined & ~true).sum()),
     }
     return {
-        "agreement": rate(counts["both_success"] + counts["both_failure"], imagined.size),
-        "imagined_success": rate(imagined.sum(), imagined.size),
-        "true_success": rate(true.sum(), true.size),
-        "false_successes": rate(counts["false_success"], imagined.sum()),
-        "false_failures": rate(counts["false_failure"], (~imagined).sum()),
+        "agreement": success_rate(counts["both_success"] + counts["both_failure"], imagined.size),
+        "imagined_success": success_rate(imagined.sum(), imagined.size),
+        "true_success": success_rate(true.sum(), true.size),
+        "false_successes": success_rate(counts["false_success"], imagined.sum()),
+        "false_failures": success_rate(counts["false_failure"], (~imagined).sum()),
         "counts": counts,
     }
