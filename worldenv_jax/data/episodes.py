@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """One recorded episode: the schema shared by demonstrations, exploration and imagined trajectories."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
+from typing import NamedTuple
 
 import numpy as np
 
@@ -49,6 +51,41 @@ class Episode:
         return int(self.success.argmax()) if self.succeeded else None
 
 
+class EpisodeSummary(NamedTuple):
+    """What is needed to choose episodes; a dataset folder knows it without loading them."""
+
+    num_steps: int
+    succeeded: bool
+    instruction: str
+    task: int
+    split: str
+    actor: str
+
+
+def summarize_episodes(episodes: Sequence[Episode]) -> list[EpisodeSummary]:
+    """One summary per episode; taken from the sequence where it has `summaries`, as dataset folders do."""
+    if hasattr(episodes, "summaries"):
+        return episodes.summaries
+    return [EpisodeSummary(*(getattr(e, name) for name in EpisodeSummary._fields)) for e in episodes]
+
+
+class SelectedEpisodes(Sequence[Episode]):
+    """Some episodes of a sequence, in its order, loaded when they are indexed."""
+
+    def __init__(self, episodes: Sequence[Episode], keep: Callable[[EpisodeSummary], bool]):
+        """Keeps the episodes for whose summary `keep` is True."""
+        self._episodes = episodes
+        kept = [(i, summary) for i, summary in enumerate(summarize_episodes(episodes)) if keep(summary)]
+        self._indices = [i for i, _ in kept]
+        self.summaries = [summary for _, summary in kept]
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: int) -> Episode:
+        return self._episodes[self._indices[index]]
+
+
 def validate_episode(episode: Episode) -> None:
     """Checks shapes, dtypes, names and finiteness.
 
@@ -71,7 +108,7 @@ def validate_episode(episode: Episode) -> None:
         if value.dtype != dtype or value.shape != shape:
             got = f"{value.dtype} {list(value.shape)}"
             problems.append(f"{name}: got {got}, expected {np.dtype(dtype)} {list(shape)}")
-        elif not np.isfinite(value).all():
+        elif dtype == np.float32 and not np.isfinite(value).all():
             frame = int(np.argwhere(~np.isfinite(value))[0][0])
             problems.append(f"{name}: got NaN or infinity first at index {frame}, expected finite numbers")
     if episode.actor not in ACTORS:

@@ -9,7 +9,7 @@
 (tensorflow/core/example/feature.proto; the wire format: protobuf.dev/programming-guides/encoding.)
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 import numpy as np
 
@@ -19,11 +19,12 @@ _VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
 _FIXED_SIZE = {_FIXED64: 8, _FIXED32: 4}
 
 
-def parse_example(buffer: bytes | memoryview) -> dict[str, Feature]:
+def parse_example(buffer: bytes | memoryview, keys: Collection[str] | None = None) -> dict[str, Feature]:
     """Reads an Example.
 
     Args:
       buffer: the serialised message.
+      keys: read only these features; the others are stepped over without being touched.
 
     Returns:
       Per key a list of byte views into `buffer`, a float32 array or an int64 array, in the order of the message.
@@ -36,8 +37,9 @@ def parse_example(buffer: bytes | memoryview) -> dict[str, Feature]:
         if number == 1:
             for entry_number, entry in _fields(_message(value)):
                 if entry_number == 1:
-                    key, feature = _parse_entry(_message(entry))
-                    features[key] = feature
+                    key, feature = _split_entry(_message(entry))
+                    if keys is None or key in keys:
+                        features[key] = _parse_feature(feature)
     return features
 
 
@@ -57,15 +59,21 @@ def serialize_example(features: Mapping[str, list[bytes] | np.ndarray]) -> bytes
     return _delimited(1, b"".join(entries))
 
 
-def _parse_entry(entry: memoryview) -> tuple[str, Feature]:
-    key, feature = "", []
+def _split_entry(entry: memoryview) -> tuple[str, memoryview]:
+    key, feature = "", memoryview(b"")
     for number, value in _fields(entry):
         if number == 1:
             key = bytes(_message(value)).decode()
         elif number == 2:
-            for kind, values in _fields(_message(value)):
-                feature = _parse_values(kind, _message(values))
+            feature = _message(value)
     return key, feature
+
+
+def _parse_feature(feature: memoryview) -> Feature:
+    result = []
+    for kind, values in _fields(feature):
+        result = _parse_values(kind, _message(values))
+    return result
 
 
 def _parse_values(kind: int, values: memoryview) -> Feature:

@@ -7,20 +7,28 @@ flushed, and renamed. A dataset grows by further folders (`add_episodes` numbers
 `open_episodes` reads a folder of folders as one.
 """
 
+import contextlib
 import functools
 import os
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from worldenv_jax.data.array_record import ArrayRecordFile
-from worldenv_jax.data.episodes import Episode, validate_episode
+from worldenv_jax.data.episodes import Episode, EpisodeSummary, summarize_episodes, validate_episode
 from worldenv_jax.data.errors import DataError
 from worldenv_jax.data.example_proto import Feature, parse_example, serialize_example
 from worldenv_jax.data.image_codec import IMAGE_ENCODINGS
-from worldenv_jax.data.rlds_schema import decode_episode, encode_episode, episode_features, find_keys
+from worldenv_jax.data.rlds_schema import (
+    decode_episode,
+    decode_summary,
+    encode_episode,
+    episode_features,
+    find_keys,
+    summary_keys,
+)
 from worldenv_jax.data.tfds_metadata import (
     Shard,
     read_dataset_info,
@@ -97,22 +105,29 @@ class RldsFolder(Sequence[Episode]):
     def example(self, index: int) -> dict[str, Feature]:
         """All features of one record as they are on disk (see `parse_example`)."""
         _, file, record = self._records[index]
-        payload = file[record]
-        try:
-            return parse_example(payload)
-        except ValueError as error:
-            raise DataError(file.path, f"{file.where(record)}: {error}") from error
+        with _damaged_record(file, record):
+            return parse_example(file[record])
+
+    @functools.cached_property
+    def summaries(self) -> list[EpisodeSummary]:
+        """One per episode; reads a few pages of every record and leaves the checksums for later.
+
+        Raises:
+            DataError: as `__getitem__`.
+        """
+        wanted, summaries = summary_keys(self._keys), []
+        for split, file, record in self._records:
+            with _damaged_record(file, record):
+                example = parse_example(file.unverified(record), wanted)
+                summaries.append(decode_summary(example, self._keys, split))
+        return summaries
 
     def _load_episode(self, index: int) -> Episode:
         example = self.example(index)
         split, file, record = self._records[index]
-        try:
+        with _damaged_record(file, record):
             episode = decode_episode(example, self._keys, split, file.path)
             validate_episode(episode)
-        except DataError as error:
-            raise DataError(file.path, f"{file.where(record)}: {error}") from error
-        except (KeyError, ValueError, IndexError, TypeError, AttributeError) as error:
-            raise DataError(file.path, f"{file.where(record)}: not an episode: {error!r}") from error
         return episode
 
     def _open_shard(self, shard: Shard) -> list[tuple[str, Sequence, int]]:
@@ -138,12 +153,28 @@ class RldsFolder(Sequence[Episode]):
         self._records = good
 
 
+@contextlib.contextmanager
+def _damaged_record(file: TFRecordFile | ArrayRecordFile, record: int) -> Iterator[None]:
+    """Names the record in whatever its contents make the block raise."""
+    try:
+        yield
+    except DataError:
+        raise
+    except (KeyError, ValueError, IndexError, TypeError, AttributeError) as error:
+        raise DataError(file.path, f"{file.where(record)}: not an episode: {error}") from error
+
+
 class _Concatenation(Sequence[Episode]):
     """Several sequences as one."""
 
     def __init__(self, parts: Sequence[Sequence[Episode]]):
         self._parts = tuple(parts)
         self._starts = np.cumsum([0, *map(len, self._parts)])
+
+    @functools.cached_property
+    def summaries(self) -> list[EpisodeSummary]:
+        """Those of the parts."""
+        return [summary for part in self._parts for summary in summarize_episodes(part)]
 
     def __len__(self) -> int:
         return int(self._starts[-1])

@@ -17,13 +17,15 @@ from pathlib import Path
 
 import numpy as np
 
-from worldenv_jax.data.episodes import Episode
+from worldenv_jax.data.episodes import Episode, EpisodeSummary
 from worldenv_jax.data.errors import DataError
 from worldenv_jax.data.example_proto import Feature
 from worldenv_jax.data.image_codec import EncodedFrames, encode_image, has_encoding
 from worldenv_jax.types import ACTION_DIM, PROPRIO_DIM
 
 MAPPING_FILE = "mapping.json"
+_UNKNOWN = -1  # task and seed of episodes that do not say
+_FOREIGN_ACTOR = "human"
 
 
 def view_key(view: int) -> str:
@@ -203,10 +205,34 @@ def decode_episode(example: Mapping[str, Feature], keys: StepKeys, split: str, p
         intrinsics=np.zeros((steps + 1, len(views), 3, 3), np.float32),
         camera_pose=np.zeros((steps + 1, len(views), 4, 4), np.float32),
         **columns,
-        task=-1,
-        seed=-1,
+        task=_UNKNOWN,
+        seed=_UNKNOWN,
         starts="official",
-        actor="human",
+        actor=_FOREIGN_ACTOR,
+    )
+
+
+def summary_keys(keys: StepKeys) -> frozenset[str]:
+    """The features that `decode_summary` reads."""
+    steps = (keys.action, keys.instruction, keys.reward, "success")
+    return frozenset([f"steps/{key}" for key in steps] + ["episode_metadata/task", "episode_metadata/actor"])
+
+
+def decode_summary(example: Mapping[str, Feature], keys: StepKeys, split: str) -> EpisodeSummary:
+    """What `decode_episode` would say about an episode, from the features `summary_keys` alone.
+
+    Raises:
+        KeyError, IndexError, ValueError: a feature is missing.
+    """
+    ours = "steps/success" in example
+    reached = example["steps/success"] if ours else example[f"steps/{keys.reward}"] > 0
+    return EpisodeSummary(
+        num_steps=example[f"steps/{keys.action}"].size // ACTION_DIM - ours,
+        succeeded=bool(reached.any()),
+        instruction=bytes(example[f"steps/{keys.instruction}"][0]).decode(),
+        task=int(example["episode_metadata/task"][0]) if ours else _UNKNOWN,
+        split=split,
+        actor=bytes(example["episode_metadata/actor"][0]).decode() if ours else _FOREIGN_ACTOR,
     )
 
 

@@ -54,14 +54,19 @@ class TFRecordFile(Sequence[memoryview]):
         Raises:
           DataError: its checksum does not match; names the record and its offset.
         """
-        start, stop = self._spans[index]
-        payload = self._data[start:stop]
+        payload = self.unverified(index)
         if index not in self._verified:
+            stop = self._spans[index][1]
             if masked_crc32c(payload) != _FOOTER.unpack(self._data[stop : stop + _FOOTER.size])[0]:
                 problem = f"{self.where(index)}: corrupt, the checksum of its payload does not match"
                 raise DataError(self.path, problem)
             self._verified.add(index)
         return payload
+
+    def unverified(self, index: int) -> memoryview:
+        """The payload without a look at its checksum: only the pages that are used are read from the disk."""
+        start, stop = self._spans[index]
+        return self._data[start:stop]
 
     def where(self, index: int) -> str:
         """The position of a record in words, for messages."""

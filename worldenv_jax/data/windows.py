@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from worldenv_jax.data.episodes import Episode
+from worldenv_jax.data.episodes import Episode, summarize_episodes
 
 Window = dict[str, Any]  # arrays, and strings where the key is "instruction"
 
@@ -57,7 +57,7 @@ class PolicyWindows:
     def __init__(self, episodes: Sequence[Episode], chunk: int, pad: bool = False):
         """Raises ValueError where no episode has a window."""
         self._episodes, self._chunk = episodes, chunk
-        steps = np.array([episode.num_steps for episode in episodes], np.int64)
+        steps = np.array([summary.num_steps for summary in summarize_episodes(episodes)], np.int64)
         self._cuts = _Cuts(steps if pad else np.maximum(steps - chunk + 1, 0))
         self.groups = (np.arange(len(self._cuts)),)
         if not len(self):
@@ -83,6 +83,7 @@ class SimulatorWindows:
     """Sparse memory of the frames up to t, and the K frames after it with the actions that led there.
 
     Keys, F history frames before K future ones: frames uint8 [F+K, V, H, W, 3], proprio float32 [F+K, 8],
+    previous_proprio float32 [8] (at t - 1; at t where t = 0), episode int32 (its number),
     intrinsics float32 [F+K, V, 3, 3], pose float32 [F+K, V, 4, 4], actions float32 [K, 7] (of the future frames),
     history_actions float32 [F, 7] (that led to each history frame; zeros for frame 0), mask bool [F+K], False where
     an episode of fewer than K steps was filled up by repeating its last frame. Successful and failed episodes are
@@ -110,8 +111,10 @@ class SimulatorWindows:
         frames = np.minimum(frames, episode.num_steps)
         before = episode.actions[np.maximum(history - 1, 0)]
         return {
+            "episode": np.int32(number),
             "frames": episode.images[frames],
             "proprio": episode.proprio[frames],
+            "previous_proprio": episode.proprio[max(t - 1, 0)],
             "intrinsics": episode.intrinsics[frames],
             "pose": episode.camera_pose[frames],
             "actions": _padded_chunk(episode.actions, t, K),
@@ -153,7 +156,7 @@ class ReflectorWindows:
 
     @functools.cached_property
     def _instructions(self) -> tuple[str, ...]:
-        return tuple(sorted({episode.instruction for episode in self.episodes}))
+        return tuple(sorted({summary.instruction for summary in summarize_episodes(self.episodes)}))
 
     def __len__(self) -> int:
         return len(self.episodes)
@@ -233,8 +236,8 @@ def _survey(episodes: Sequence[Episode]) -> tuple[np.ndarray, np.ndarray]:
     """Number of steps int64 [N] and success bool [N]; raises ValueError where there are no episodes."""
     if not len(episodes):
         raise ValueError("no windows: there are no episodes")
-    pairs = [(episode.num_steps, episode.succeeded) for episode in episodes]
-    return np.array([n for n, _ in pairs], np.int64), np.array([s for _, s in pairs], bool)
+    summaries = summarize_episodes(episodes)
+    return np.array([s.num_steps for s in summaries], np.int64), np.array([s.succeeded for s in summaries])
 
 
 def _padded_chunk(actions: np.ndarray, t: int, chunk: int) -> np.ndarray:
