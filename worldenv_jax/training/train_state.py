@@ -228,9 +228,16 @@ def apply_gradients(
 
 
 def make_train_step(
-    loss_fn: LossFn, config: OptimizerConfig
+    loss_fn: LossFn, config: OptimizerConfig, state_shardings: Any = None
 ) -> Callable[[TrainState, Any], tuple[TrainState, Metrics]]:
-    """The jitted supervised step: `(state, batch) -> (state, metrics)`; the old state's buffers are donated."""
+    """The jitted supervised step: `(state, batch) -> (state, metrics)`; the old state's buffers are donated.
+
+    Args:
+        loss_fn: see `LossFn`.
+        config: the config that the state was made with.
+        state_shardings: `mesh.shardings(state, mesh)` on a mesh; without them the compiler may lay the new state out
+            in another way than the old one.
+    """
 
     def train_step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(state.key, state.step)
@@ -238,7 +245,7 @@ def make_train_step(
         state, norms = apply_gradients(state, gradients, config, loss=loss)
         return state, {"loss": loss, **metrics, **norms}
 
-    return jax.jit(train_step, donate_argnums=0)
+    return jax.jit(train_step, donate_argnums=0, out_shardings=(state_shardings, None))
 
 
 def check_not_diverged(metrics: Mapping[str, float], limit: int) -> None:
