@@ -1,0 +1,7 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The LIBERO benchmark (robosuite and MuJoCo) in worker processes, with a scripted expert."""
+
+from worldenv_jax.envs.libero.environment import LiberoEnvironment
+from worldenv_jax.envs.libero.pool import EpisodeError
+
+__all__ = ["EpisodeError", "LiberoEnvironment"]

@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`LiberoEnvironment`: a suite of the LIBERO benchmark behind the interface of `envs/base.py`."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from worldenv_jax.data.episodes import Episode
+from worldenv_jax.envs.base import Frames
+from worldenv_jax.envs.libero import installation
+from worldenv_jax.envs.libero.cameras import CAMERA_NAMES
+from worldenv_jax.envs.libero.pool import WorkerPool
+from worldenv_jax.envs.protocol import check_spec, libero_protocol
+from worldenv_jax.types import ACTION_DIM, Camera, EpisodeSpec
+
+VIEWS = dict(zip(("agentview", "wrist"), CAMERA_NAMES))
+
+
+class LiberoEnvironment:
+    """Episodes of one LIBERO suite, each slot a process of its own.
+
+    Images are upright, and mirrored left to right: OpenVLA-OFT and its datasets turn the simulator's bottom-up frames
+    by 180 degrees (``policy_frame = raw[::-1, ::-1]``), and so do we, for both views. The cameras describe exactly
+    these images (negative horizontal focal length, see `cameras.py`).
+
+    Args:
+      suite: "libero_spatial", "libero_object", "libero_goal", "libero_10" or "libero_90".
+      image_size: width and height of every view in pixels.
+      views: any of "agentview" and "wrist", in the order of the images' V axis; none for physics alone (no GL needed).
+      num_slots: processes; each takes 1.3 to 1.9 GB.
+      after_success: steps for which the expert's recordings go on after the first success.
+
+    Raises:
+      ValueError: unknown suite or view.
+      WorldEnvError: LIBERO, its assets or a GL library are missing; says what to install.
+    """
+
+    def __init__(
+        self,
+        suite: str = "libero_object",
+        image_size: int = 128,
+        views: Sequence[str] = tuple(VIEWS),
+        num_slots: int = 4,
+        after_success: int = 0,
+    ):
+        protocol = libero_protocol(suite)
+        unknown = [view for view in views if view not in VIEWS]
+        if unknown:
+            raise ValueError(f"unknown views {unknown}; LIBERO has {', '.join(VIEWS)}")
+        self.name = suite
+        self.instructions = tuple(map(installation.instruction, installation.task_names(suite)))
+        self.max_steps = protocol.max_steps
+        self.num_slots, self.image_size, self.num_views = num_slots, image_size, len(views)
+        self.views, self.after_success = tuple(views), after_success
+        self.gl_backend = installation.gl_backend() if views else None
+        self.protocol = protocol.to_dict() | {
+            "views": list(views),
+            "image_size": image_size,
+            "versions": installation.versions(),
+            "assets": installation.assets_fingerprint(),
+        }
+        self._rules = protocol
+        self._starts: dict[int, dict[str, np.ndarray]] = {}
+        self._pool = WorkerPool(num_slots, [suite, str(image_size), ",".join(VIEWS[view] for view in views)])
+
+    @property
+    def restarts(self) -> int:
+        """How many worker processes died and were replaced; their episodes were repeated and are not affected."""
+        return self._pool.restarts
+
+    def reset(self, slots: Sequence[int], specs: Sequence[EpisodeSpec]) -> Frames:
+        """Starts one episode per slot, settled; returns the first frames (k = 1, success [n, 1]).
+
+        Raises:
+          ValueError: a spec that the protocol does not define.
+          EpisodeError: the simulator failed.
+        """
+        for spec in specs:
+            check_spec(spec, self._rules, len(self.instructions))
+        replies = self._pool.call({slot: ("reset", spec) for slot, spec in zip(slots, specs, strict=True)})
+        self._starts |= {slot: start for slot, (_, start) in replies.items()}
+        return _stack([replies[slot][0] for slot in slots])
+
+    def step(self, slots: Sequence[int], actions: np.ndarray, every_frame: bool) -> Frames:
+        """Runs environment actions float32 [n, K, 7]; renders all K frames or only the last (k = K or 1).
+
+        Goes on after success as before it. Actions are clipped to [-1, 1].
+
+        Raises:
+          ValueError: NaN or infinite actions, or a wrong shape.
+          EpisodeError: the simulator failed in some slots.
+        """
+        actions = np.asarray(actions, np.float32)
+        if actions.ndim != 3 or actions.shape[::2] != (len(slots), ACTION_DIM):
+            raise ValueError(f"actions: got shape {actions.shape}, expected ({len(slots)}, K, {ACTION_DIM})")
+        if not np.isfinite(actions).all():
+            row, index = np.argwhere(~np.isfinite(actions))[0][:2]
+            raise ValueError(f"actions: NaN or infinity for slot {slots[row]}, action {index} of its chunk")
+        replies = self._pool.call({slot: ("step", rows, every_frame) for slot, rows in zip(slots, actions)})
+        return _stack([replies[slot] for slot in slots])
+
+    def start_state(self, slot: int) -> dict[str, np.ndarray]:
+        """Start of the slot's episode before settling.
+
+        Returns:
+          `state` float64 [1 + nq + nv] (MuJoCo time, positions, velocities) and `fixtures` float64 [F, 7] (positions
+          and quaternions, w first, of the fixtures in alphabetical order).
+        """
+        return self._starts[slot]
+
+    def expert_episodes(self, specs: Sequence[EpisodeSpec], noise: float) -> Iterator[Episode]:
+        """Scripted demonstrations, recorded with every frame, in the order of `specs`, successful or not.
+
+        Running episodes in the slots are lost.
+
+        Args:
+          specs: which episodes; an episode's noise is a function of its spec.
+          noise: scale of Laplace noise on the six deltas; the recorded actions are the executed ones.
+
+        Raises:
+          ValueError: a spec that the protocol does not define.
+          EpisodeError: the simulator failed.
+        """
+        for spec in specs:
+            check_spec(spec, self._rules, len(self.instructions))
+        requests = [("demonstrate", spec, float(noise), self.after_success) for spec in specs]
+        replies = self._pool.map(requests, [spec.task for spec in specs])
+        for spec, ((images, proprio, success, camera), actions, start) in zip(specs, replies):
+            yield Episode(
+                images=images,
+                proprio=proprio,
+                actions=actions,
+                success=success,
+                intrinsics=camera.intrinsics,
+                camera_pose=camera.pose,
+                instruction=self.instructions[spec.task],
+                actor="perturbed_expert" if noise else "expert",
+                noise=float(noise),
+                environment=start,
+                **spec._asdict(),
+            )
+
+    def close(self) -> None:
+        """Ends worker processes."""
+        self._pool.close()
+
+
+def _stack(replies: list[tuple]) -> Frames:
+    images, proprio, success, cameras = zip(*replies)
+    camera = Camera(*(np.stack(leaf) for leaf in zip(*cameras)))
+    return Frames(np.stack(images), np.stack(proprio), np.stack(success), camera)

@@ -1,0 +1,228 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Worker processes that may die without taking an episode with them.
+
+Every slot is one process with one MuJoCo model. Requests to several slots run at the same time. A process that dies
+(out of memory, GL crash, SIGKILL) or hangs is replaced and its episode executed again up to the request that failed;
+physics is deterministic, so the result is the one that would have been. `restarts` counts these. An exception inside
+the simulator is another matter: it would come again, so it is reported as `EpisodeError` and never counts as a failure
+of the policy.
+"""
+
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from multiprocessing.connection import Connection, wait
+
+import numpy as np
+
+from worldenv_jax.types import ACTION_DIM
+
+_TIME_LIMIT = 900.0  # seconds for one request; an episode with every frame takes about a minute on a busy core
+_DEATHS_ALLOWED = 3  # per request
+_LOOK_AHEAD = 8  # jobs per slot that `map` may run before their turn
+_ONE_CORE = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+
+
+class EpisodeError(RuntimeError):
+    """Episodes that could not be run: an error of the simulator or of its installation, not of a policy.
+
+    Attributes:
+      failed: slot (or position, from `WorkerPool.map`) -> what went wrong there.
+      done: slot -> result, for the slots of the same call that went well.
+    """
+
+    def __init__(self, failed: dict, done: dict):
+        where, text = next(iter(failed.items()))
+        super().__init__(f"{len(failed)} episode(s) could not be run; the first, number {where}:\n{text}")
+        self.failed, self.done = failed, done
+
+
+class _Slot:
+    """One worker process, the request it is busy with, and what is needed to bring a successor to the same point."""
+
+    def __init__(self, arguments: tuple[str, ...]):
+        self.arguments = arguments
+        self.request: tuple | None = None
+        self.deaths = 0
+        self.spec, self.actions = None, []  # of the running episode
+        self._start()
+
+    def _start(self) -> None:
+        ours, theirs = socket.socketpair()
+        self.errors = tempfile.TemporaryFile()  # noqa: SIM115 (lives as long as the process)
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "worldenv_jax.envs.libero.worker", str(theirs.fileno()), *self.arguments],
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=self.errors,
+            env=os.environ | _ONE_CORE | {"JAX_PLATFORMS": "cpu"},
+        )
+        theirs.close()
+        self.connection = Connection(ours.detach())
+
+    def stop(self) -> str:
+        """Hangs up and waits, kills after 5 s; returns what it last wrote to standard error."""
+        self.connection.close()
+        try:
+            self.process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self.errors.seek(0)
+        words = self.errors.read()[-2000:].decode(errors="replace")
+        self.errors.close()
+        return f"exit code {self.process.returncode}\n{words}"
+
+    def kill(self) -> None:
+        """Ends the process at once and starts an idle one."""
+        self.process.kill()
+        self.stop()
+        self.request, self.spec = None, None
+        self._start()
+
+    def send(self, request: tuple) -> None:
+        """Begins a request."""
+        self.request, self.deaths = request, 0
+        self._transmit([request])
+
+    def receive(self) -> tuple | None:
+        """Reads one reply: ("done" or "failed", value), or None if there is more to wait for."""
+        try:
+            status, value = self.connection.recv()
+        except (EOFError, OSError):
+            return self.revive()
+        self.replies_due -= 1
+        if self.replies_due and status == "done":
+            return None
+        self._remember(self.request, status)
+        self.request = None
+        return status, value
+
+    def revive(self) -> tuple | None:
+        """Replaces a dead or hanging process and repeats its episode; gives up after several deaths."""
+        self.process.kill()
+        words = self.stop()
+        self._start()
+        self.deaths += 1
+        if self.deaths > _DEATHS_ALLOWED:
+            self.request, self.spec = None, None
+            return "failed", f"the worker process died {self.deaths} times; at last with {words}"
+        messages = [self.request]
+        if self.spec is not None and self.request[0] == "step":
+            actions = np.concatenate([np.zeros((0, ACTION_DIM), np.float32), *self.actions])
+            messages.insert(0, ("replay", self.spec, actions))
+        self._transmit(messages)
+        return None
+
+    def _transmit(self, messages: list[tuple]) -> None:
+        self.deadline = time.monotonic() + _TIME_LIMIT
+        self.replies_due = len(messages)
+        try:
+            for message in messages:
+                self.connection.send(message)
+        except OSError:
+            pass  # it is dead: reading will tell
+
+    def _remember(self, request: tuple, status: str) -> None:
+        if request[0] == "step" and status == "done":
+            self.actions.append(request[1])
+        else:
+            self.spec, self.actions = (request[1] if request[0] == "reset" else None), []
+
+
+class WorkerPool:
+    """`size` slots, each with its own process.
+
+    Args:
+      size: number of slots.
+      arguments: of the worker's command line, without the socket.
+    """
+
+    def __init__(self, size: int, arguments: Sequence[str]):
+        self.restarts = 0
+        self._slots = [_Slot(tuple(arguments)) for _ in range(size)]
+
+    def process_ids(self) -> list[int]:
+        """Process id of every slot."""
+        return [slot.process.pid for slot in self._slots]
+
+    def close(self) -> None:
+        """Ends all processes; may be called twice."""
+        for slot in self._slots:
+            slot.connection.close()
+        while self._slots:
+            self._slots.pop().stop()
+
+    def call(self, requests: Mapping[int, tuple]) -> dict:
+        """Sends one request to each of some slots and waits for all; returns slot -> result.
+
+        Raises:
+          EpisodeError: some requests failed; the others' results are with it.
+        """
+        for slot, request in requests.items():
+            self._slots[slot].send(request)
+        replies = dict(self._next_reply() for _ in requests)
+        failed = {slot: value for slot, (status, value) in replies.items() if status == "failed"}
+        done = {slot: value for slot, (status, value) in replies.items() if status == "done"}
+        if failed:
+            raise EpisodeError(failed, done)
+        return done
+
+    def map(self, requests: Sequence[tuple], groups: Sequence) -> Iterator:
+        """Results of independent requests in their order, all slots busy.
+
+        Args:
+          requests: what to do.
+          groups: one label per request; a slot stays with its label while it can (changing the task costs seconds).
+
+        Raises:
+          EpisodeError: in place of the result of a request that failed, keyed by its position.
+        """
+        waiting = list(range(len(requests)))
+        running, ready, label = {}, {}, {}
+        try:
+            for index in range(len(requests)):
+                while index not in ready:
+                    for slot in set(range(len(self._slots))) - running.keys():
+                        near = [i for i in waiting if i < index + _LOOK_AHEAD * len(self._slots)]
+                        if near:
+                            job = _choose(near, groups, slot, label)
+                            waiting.remove(job)
+                            running[slot], label[slot] = job, groups[job]
+                            self._slots[slot].send(requests[job])
+                    slot, reply = self._next_reply()
+                    ready[running.pop(slot)] = reply
+                status, value = ready.pop(index)
+                if status == "failed":
+                    raise EpisodeError({index: value}, {})
+                yield value
+        finally:
+            for slot in running:
+                self._slots[slot].kill()
+
+    def _next_reply(self) -> tuple[int, tuple]:
+        """Waits for the next busy slot to finish; returns (slot, (status, value))."""
+        while True:
+            busy = {slot.connection: number for number, slot in enumerate(self._slots) if slot.request is not None}
+            readable = wait(list(busy), timeout=1.0)
+            late = [c for c, number in busy.items() if time.monotonic() > self._slots[number].deadline]
+            for connection in readable or late:
+                slot = self._slots[busy[connection]]
+                deaths = slot.deaths
+                reply = slot.receive() if readable else slot.revive()
+                self.restarts += slot.deaths > deaths
+                if reply is not None:
+                    return busy[connection], reply
+
+
+def _choose(waiting: list[int], groups: Sequence, slot: int, label: dict) -> int:
+    """A job of the slot's own group, else of a group that no other slot has, else the first."""
+    held = {group for other, group in label.items() if other != slot}
+    own = [job for job in waiting if groups[job] == label.get(slot)]
+    free = [job for job in waiting if groups[job] not in held]
+    return next(iter(own or free or waiting))
