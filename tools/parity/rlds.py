@@ -11,48 +11,38 @@ import numpy as np
 from tools.parity import Result, compare, load_npz, unknown
 from worldenv_jax.data.image_codec import decode_image
 from worldenv_jax.data.rlds import RldsFolder
+from worldenv_jax.data.tfds_metadata import read_feature_shapes
 
-_FEATURES = {
-    "action": "steps/action",
-    "state": "steps/observation/state",
-    "joint_state": "steps/observation/joint_state",
-    "discount": "steps/discount",
-    "reward": "steps/reward",
-    "is_first": "steps/is_first",
-    "is_last": "steps/is_last",
-    "is_terminal": "steps/is_terminal",
-    "language_instruction": "steps/language_instruction",
-    "file_path": "episode_metadata/file_path",
-    "image_crc32": "steps/observation/image",
-    "image_step0": "steps/observation/image",
-    "wrist_image_crc32": "steps/observation/wrist_image",
-    "wrist_image_step0": "steps/observation/wrist_image",
-}
-_NAME = re.compile(r"ep(\d+)_(\w+)")
+_NAME = re.compile(r"ep(?P<episode>\d+)_(?P<feature>\w+?)(?P<aspect>_crc32|_step\d+|)")
 
 
 def check(fixture: Path) -> Iterator[Result]:
-    """Compares the one dataset folder below `fixture` with its truth.npz."""
+    """Compares the one dataset folder below `fixture` with its truth.npz.
+
+    A quantity is called ep<episode>_<feature>, by the last part of the feature's key; of images it is the CRC-32 of
+    every decoded frame (_crc32) or the pixels of one (_step<t>).
+    """
     truth = load_npz(fixture / "truth.npz")
     folder = RldsFolder(next(fixture.rglob("features.json")).parent)
+    keys = {key.rpartition("/")[2]: key for key in read_feature_shapes(folder.path)}
     yield compare("num_episodes", len(folder), truth.pop("num_episodes"), 0.0)
     for name, expected in truth.items():
         match = _NAME.fullmatch(name)
-        if match and match[2] in _FEATURES and int(match[1]) < len(folder):
-            values = folder.example(int(match[1]))[_FEATURES[match[2]]]
-            yield _compare(name, values, expected)
+        if match and match["feature"] in keys and int(match["episode"]) < len(folder):
+            values = folder.example(int(match["episode"]))[keys[match["feature"]]]
+            yield _compare(name, match["aspect"], values, expected)
         else:
             yield unknown(name)
 
 
-def _compare(name: str, values: np.ndarray | list, expected: np.ndarray) -> Result:
-    if name.endswith("_crc32"):
+def _compare(name: str, aspect: str, values: np.ndarray | list, expected: np.ndarray) -> Result:
+    if aspect == "_crc32":
         return compare(name, [zlib.crc32(decode_image(frame)) for frame in values], expected, 0.0)
-    if name.endswith("_step0"):
-        return compare(name, decode_image(values[0]), expected, 0.0)
+    if aspect:
+        return compare(name, decode_image(values[int(aspect.removeprefix("_step"))]), expected, 0.0)
     if isinstance(values, list):
-        different = [bytes(text).decode() != str(expected) for text in values]
-        return compare(f"{name} (steps that differ)", sum(different), 0, 0.0)
+        texts = np.array([bytes(text).decode() for text in values])
+        return compare(f"{name} (texts that differ)", np.sum(texts != expected), 0, 0.0)
     if values.size == expected.size:
         values = values.reshape(expected.shape)
     return compare(name, values, expected, 0.0)

@@ -11,6 +11,7 @@ import io
 import itertools
 import json
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -265,5 +266,5 @@ def _unpack_arrays(data: memoryview) -> dict[str, np.ndarray]:
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
-    except (zipfile.BadZipFile, OSError, EOFError) as error:
+    except (ValueError, zipfile.BadZipFile, zlib.error, OSError, EOFError) as error:
         raise ValueError(f"the environment state is damaged: {error}") from error

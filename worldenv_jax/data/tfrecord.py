@@ -21,7 +21,8 @@ _FOOTER = struct.Struct("<I")
 class TFRecordFile(Sequence[memoryview]):
     """Random access to the records of one file; the payloads are views of the mapped file.
 
-    Opening reads the headers only. A payload's checksum is verified the first time that it is read.
+    Opening reads the headers only. A payload's checksum is verified the first time that it is read. The file must
+    not be changed in place while it is open: replace it (the mapping keeps the old one).
 
     Attributes:
       path: the file.
