@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The real LIBERO simulator behind `LiberoEnvironment`, against LIBERO's own stepping, rendering and states."""
+
+import os
+import signal
+
+import numpy as np
+import pytest
+
+from worldenv_jax.data.episodes import episodes_equal, validate_episode
+from worldenv_jax.envs.libero import EpisodeError, LiberoEnvironment, installation
+from worldenv_jax.envs.libero.simulation import Simulation
+from worldenv_jax.errors import WorldEnvError
+from worldenv_jax.types import EpisodeSpec
+
+pytestmark = pytest.mark.libero
+SUITE, TASK, SIZE = "libero_object", 7, 64
+
+
+@pytest.fixture(scope="module", autouse=True)
+def installed():
+    """Skips where the simulator or its assets are absent, saying which."""
+    try:
+        installation.assets_folder()
+        installation.gl_backend()
+    except WorldEnvError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="module")
+def simulation(installed):
+    """One task with both cameras, in this process."""
+    simulation = Simulation(SUITE, TASK, SIZE, ("agentview", "robot0_eye_in_hand"))
+    yield simulation
+    simulation.close()
+
+
+@pytest.fixture(scope="module")
+def environment(installed):
+    """Two worker processes."""
+    environment = LiberoEnvironment(SUITE, SIZE, num_slots=2)
+    yield environment
+    environment.close()
+
+
+def random_actions(*shape: int) -> np.ndarray:
+    return np.random.default_rng(0).uniform(-1, 1, (*shape, 7)).astype(np.float32)
+
+
+def test_steps_are_to_the_bit_those_of_libero(simulation):
+    actions = random_actions(30)
+    trajectories = []
+    for step in (simulation.step, lambda action: simulation.env.step(np.float64(action))):
+        simulation.begin(EpisodeSpec(TASK, 3, "test", "official"))
+        trajectory = []
+        for action in actions:
+            step(action)
+            trajectory.append(simulation.env.sim.get_state().flatten()[1:])
+        trajectories.append(trajectory)
+    np.testing.assert_array_equal(*trajectories)
+
+
+def test_official_test_starts_are_the_published_states(simulation):
+    published = installation.initial_states(SUITE, TASK)
+    assert published.shape[0] == 50
+    start = simulation.begin(EpisodeSpec(TASK, 49, "test", "official"))
+    np.testing.assert_array_equal(start.state, published[49])
+
+
+def test_train_starts_are_none_of_the_published_ones(simulation):
+    published = installation.initial_states(SUITE, TASK)
+    starts = [simulation.begin(EpisodeSpec(TASK, seed, "train", "official")).state for seed in range(4)]
+    for start in starts:
+        assert np.abs(published[:, 1:] - start[1:]).max(axis=1).min() > 1e-3
+    assert len({start.tobytes() for start in starts}) == 4
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_shifted_starts_move_goal_objects_and_arm_only(simulation, split):
+    official = simulation.begin(EpisodeSpec(TASK, 5, split, "official")).state
+    shifted = simulation.begin(EpisodeSpec(TASK, 5, split, "shifted")).state
+    moved = np.flatnonzero(np.abs(shifted - official) > 1e-9)
+    model = simulation.model
+    goal = [1 + model.joint(f"{name}_joint0").qposadr[0] + axis for name in ("milk_1", "basket_1") for axis in (0, 1)]
+    arm = [1 + model.joint(f"robot0_joint{joint}").qposadr[0] for joint in range(1, 8)]
+    assert set(moved) == set(goal) | set(arm)
+    assert np.abs(shifted - official)[goal].max() <= 0.03
+    assert 0.002 < np.std((shifted - official)[arm]) < 0.06
+
+
+def test_an_episode_does_not_depend_on_the_one_before(simulation):
+    spec, actions = EpisodeSpec(TASK, 0, "test", "official"), random_actions(12)
+
+    def run() -> np.ndarray:
+        simulation.begin(spec)
+        for action in actions:
+            simulation.step(action)
+        return simulation.env.sim.get_state().flatten()
+
+    first = run()
+    simulation.begin(EpisodeSpec(TASK, 9, "train", "shifted"))
+    for _ in range(20):
+        simulation.step([0, 0, 0.2, 1, 1, -1, 1])  # turns the hand, which a zero command would then hold
+    np.testing.assert_array_equal(run(), first)
+
+
+def test_images_are_the_raw_frames_turned_by_180_degrees(simulation):
+    simulation.begin(EpisodeSpec(TASK, 0))
+    raw = simulation.env.sim.render(SIZE, SIZE, camera_name="agentview")
+    np.testing.assert_array_equal(simulation.images()[0], np.rot90(raw, 2))
+
+
+def segmentation(simulation: Simulation, camera: str) -> np.ndarray:
+    """Geom id per pixel of a policy image, -1 where there is none (robosuite's own reader overflows with NumPy 2)."""
+    import mujoco
+
+    context = simulation.env.sim._render_context_offscreen
+    context.render(SIZE, SIZE, camera_id=simulation.model.camera(camera).id, segmentation=True)
+    pixels = np.empty((SIZE, SIZE, 3), np.uint8)
+    mujoco.mjr_readPixels(pixels, None, mujoco.MjrRect(0, 0, SIZE, SIZE), context.con)
+    drawn = pixels.astype(int) @ [1, 1 << 8, 1 << 16] - 1
+    geoms = {g.segid: g.objid for g in context.scn.geoms[: context.scn.ngeom] if g.objtype == mujoco.mjtObj.mjOBJ_GEOM}
+    return np.rot90(np.vectorize(lambda segment: geoms.get(segment, -1))(drawn), 2)
+
+
+@pytest.mark.parametrize("view", [0, 1])
+def test_cameras_project_meshes_onto_their_pixels(simulation, view):
+    """Bounding boxes of rendered segmentation masks agree with those of projected vertices, mirror and all."""
+    import mujoco
+
+    simulation.begin(EpisodeSpec(TASK, 0))
+    camera, model, data = simulation.camera(), simulation.model, simulation.data
+    pose, matrix = camera.pose[view].astype(np.float64), camera.intrinsics[view].astype(np.float64)
+    mask = segmentation(simulation, simulation.cameras[view])
+    errors = []
+    for geom in set(mask.ravel()) - {-1}:
+        rows, columns = np.nonzero(mask == geom)
+        box = np.array([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
+        if model.geom_type[geom] != mujoco.mjtGeom.mjGEOM_MESH or box.min() == 0 or box.max() == SIZE:
+            continue
+        first, count = (leaf[model.geom_dataid[geom]] for leaf in (model.mesh_vertadr, model.mesh_vertnum))
+        vertices = model.mesh_vert[first : first + count]
+        points = vertices @ data.geom_xmat[geom].reshape(3, 3).T + data.geom_xpos[geom]
+        projected = (points - pose[:3, 3]) @ pose[:3, :3] @ matrix.T
+        pixels = projected[:, :2] / projected[:, 2:]
+        errors.append(np.abs(np.concatenate([pixels.min(axis=0), pixels.max(axis=0)]) - box).max())
+    assert len(errors) >= 3
+    assert np.sort(errors)[2] < 1.5, errors  # at least three meshes, each whole and unoccluded
+    assert np.median(errors) < 4.0, errors
+    assert np.linalg.det(pose[:3, :3]) == pytest.approx(1.0, abs=1e-5)
+    assert matrix[0, 0] < 0 < matrix[1, 1]
+
+
+def test_wrist_camera_sees_the_grip_site_where_it_projects_to(simulation):
+    """The point between the fingers lies on the middle column of the wrist view, in front of the camera."""
+    simulation.begin(EpisodeSpec(TASK, 0, "test", "official"))
+    camera = simulation.camera()
+    point = simulation.proprio()[:3].astype(np.float64)
+    for view, near in ((0, 1.5), (1, 0.3)):
+        pose = camera.pose[view].astype(np.float64)
+        x, y, depth = camera.intrinsics[view] @ (pose[:3, :3].T @ (point - pose[:3, 3]))
+        assert 0 < depth < near
+        assert 0 < x / depth < SIZE and 0 < y / depth < SIZE
+        assert abs(x / depth - SIZE / 2) < 0.1 * SIZE
+
+
+def test_proprioception_is_what_robosuite_observes(simulation):
+    from robosuite.utils.transform_utils import quat2axisangle
+
+    simulation.begin(EpisodeSpec(TASK, 1, "train", "shifted"))
+    observed = simulation.env._get_observations(force_update=True)
+    expected = np.concatenate(
+        [
+            observed["robot0_eef_pos"],
+            quat2axisangle(observed["robot0_eef_quat"].copy()),
+            observed["robot0_gripper_qpos"],
+        ]
+    )
+    np.testing.assert_allclose(simulation.proprio(), expected, atol=1e-6)
+
+
+def test_a_killed_worker_changes_nothing(environment):
+    specs = [EpisodeSpec(0, 0, "train", "shifted"), EpisodeSpec(0, 3, "test", "official")]
+    chunks = random_actions(3, 2, 8)
+
+    def run(kill_before: int | None) -> list[np.ndarray]:
+        frames = [environment.reset([0, 1], specs)]
+        for index, chunk in enumerate(chunks):
+            if index == kill_before:
+                os.kill(environment._pool.process_ids()[1], signal.SIGKILL)
+            frames.append(environment.step([0, 1], chunk, every_frame=False))
+        return [leaf for frame in frames for leaf in (frame.images, frame.proprio, frame.success)]
+
+    expected, restarts = run(None), environment.restarts
+    for got, want in zip(run(2), expected):
+        np.testing.assert_array_equal(got, want)
+    assert environment.restarts == restarts + 1
+
+
+def test_demonstrations_succeed_and_replay_to_the_bit(environment):
+    specs = [EpisodeSpec(0, 1), EpisodeSpec(0, 0, "test", "official")]
+    demonstrations = list(environment.expert_episodes(specs, noise=0.05))
+    for demonstration, spec in zip(demonstrations, specs):
+        validate_episode(demonstration)
+        assert demonstration.succeeded and demonstration.first_success == demonstration.num_steps
+        environment.reset([0], [spec])
+        frames = environment.step([0], demonstration.actions[None], every_frame=True)
+        np.testing.assert_array_equal(frames.images[0], demonstration.images[1:])
+        np.testing.assert_array_equal(frames.success[0], demonstration.success[1:])
+    again = list(environment.expert_episodes(specs, noise=0.05))
+    assert all(map(episodes_equal, demonstrations, again))
+
+
+def test_bad_actions_and_specs_are_refused(environment):
+    environment.reset([0], [EpisodeSpec(0, 0)])
+    actions = np.zeros((1, 8, 7), np.float32)
+    actions[0, 3, 2] = np.nan
+    with pytest.raises(ValueError, match="slot 0, action 3"):
+        environment.step([0], actions, every_frame=False)
+    with pytest.raises(ValueError, match=r"\(1, 8, 6\), expected \(1, K, 7\)"):
+        environment.step([0], np.zeros((1, 8, 6)), every_frame=False)
+    with pytest.raises(ValueError, match="task: got 10"):
+        environment.reset([0], [EpisodeSpec(10, 0)])
+    with pytest.raises(ValueError, match="unknown views"):
+        LiberoEnvironment(SUITE, views=("frontview",))
+
+
+def test_an_exception_in_the_simulator_is_an_error_not_a_failure(environment):
+    environment.reset([0], [EpisodeSpec(0, 0)])
+    with pytest.raises(EpisodeError, match="AttributeError") as error:
+        environment._pool.call({0: ("no_such_request",), 1: ("reset", EpisodeSpec(0, 0))})
+    assert list(error.value.failed) == [0] and list(error.value.done) == [1]
