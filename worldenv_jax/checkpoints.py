@@ -93,7 +93,7 @@ class Checkpointer:
         """The score of the step in the best slot."""
         self.wait()
         step = self._best.latest_step()
-        return None if step is None else _read_metadata(self._best, step)["score"]
+        return None if step is None else _read_metadata(self.folder / "best" / str(step))["score"]
 
     def save(self, step: int, state: Any, metadata: Mapping[str, Any] | None = None) -> None:
         """Writes `state` (any pytree of arrays and PRNG keys, the same on every call) as `step`.
@@ -159,12 +159,14 @@ class Checkpointer:
         self.wait()
         unreadable = {}
         for step in sorted(manager.all_steps(), reverse=True):
+            folder = Path(manager.directory) / str(step)
             try:
-                _verify_checksums(Path(manager.directory) / str(step))
-                metadata = _read_metadata(manager, step)
-                self._check_config(manager, step, metadata)
-                _check_structure(manager, step, _stored_arrays(manager, step), _by_path(abstract_state))
-                state = _read(manager, step, state=ocp.args.StandardRestore(abstract_state))["state"]
+                _verify_checksums(folder)
+                metadata = _read_metadata(folder)
+                self._check_config(folder, metadata)
+                _check_structure(folder, _stored_arrays(folder), _by_path(abstract_state))
+                arguments = ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state))
+                state = manager.restore(step, args=arguments)["state"]
             except CheckpointError:
                 raise
             except Exception as error:  # Orbax and TensorStore report damage with many types
@@ -177,12 +179,12 @@ class Checkpointer:
             raise CheckpointError(f"no readable checkpoint in {manager.directory} ({reasons}); delete it to start anew")
         return None
 
-    def _check_config(self, manager: ocp.CheckpointManager, step: int, metadata: Mapping[str, Any]) -> None:
+    def _check_config(self, folder: Path, metadata: Mapping[str, Any]) -> None:
         current = json.loads(json.dumps(self._config))
         differences = diff_configs(metadata["config"], current)
         if differences:
             raise CheckpointError(
-                f"the checkpoint {manager.directory}/{step} was made with another config: "
+                f"the checkpoint {folder} was made with another config: "
                 f"{'; '.join(differences)}. Use that config or another workdir."
             )
 
@@ -201,29 +203,33 @@ def load_params(folder: str | Path, abstract_params: Any = None, *, best: bool =
     """
     reasons = []
     for slot in ("best", "last") if best else ("last",):
-        if not (Path(folder) / slot).is_dir():
-            continue
-        with contextlib.closing(_manager(Path(folder).resolve() / slot, None, read_only=True)) as manager:
-            for step in sorted(manager.all_steps(), reverse=True):
-                try:
-                    _verify_checksums(Path(manager.directory) / str(step))
-                    return _read_params(manager, step, abstract_params), _read_metadata(manager, step)
-                except CheckpointError:
-                    raise
-                except Exception as error:  # Orbax and TensorStore report damage with many types
-                    reasons.append(f"{slot}/{step}: {_first_line(error)}")
-                    logging.warning("checkpoint %s is unreadable: %s", folder, reasons[-1])
+        for step in sorted(_steps(Path(folder).resolve() / slot), reverse=True):
+            try:
+                _verify_checksums(step.path)
+                return _read_params(step.path, abstract_params), _read_metadata(step.path)
+            except CheckpointError:
+                raise
+            except Exception as error:  # Orbax and TensorStore report damage with many types
+                reasons.append(f"{slot}/{step.number}: {_first_line(error)}")
+                logging.warning("checkpoint %s is unreadable: %s", folder, reasons[-1])
     raise CheckpointError(f"no readable checkpoint in {folder}" + (f" ({'; '.join(reasons)})" if reasons else ""))
 
 
-def _manager(folder: Path, keep: int | None, read_only: bool = False) -> ocp.CheckpointManager:
-    finish = None if read_only else ocp.AsyncOptions(post_finalization_callback=lambda: _write_checksums(folder))
+class _Step(NamedTuple):
+    number: int
+    path: Path
+
+
+def _steps(folder: Path) -> list[_Step]:
+    paths = folder.iterdir() if folder.is_dir() else ()
+    return [_Step(int(path.name), path) for path in paths if path.name.isdigit()]
+
+
+def _manager(folder: Path, keep: int) -> ocp.CheckpointManager:
     options = ocp.CheckpointManagerOptions(
         max_to_keep=keep,
-        cleanup_tmp_directories=not read_only,
-        read_only=read_only,
-        create=not read_only,
-        async_options=finish,
+        cleanup_tmp_directories=True,
+        async_options=ocp.AsyncOptions(post_finalization_callback=lambda: _write_checksums(folder)),
     )
     return ocp.CheckpointManager(folder, options=options)
 
@@ -297,22 +303,17 @@ def _save_errors(manager: ocp.CheckpointManager) -> Iterator[None]:
         ) from error
 
 
-def _read(manager: ocp.CheckpointManager, step: int, **items: Any) -> Any:
-    return manager.restore(step, args=ocp.args.Composite(**items))
-
-
-def _read_metadata(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
-    return _read(manager, step, metadata=ocp.args.JsonRestore())["metadata"]
+def _read_metadata(step: Path) -> dict[str, Any]:
+    return json.loads((step / "metadata" / "metadata").read_text(encoding="utf-8"))
 
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
-def _stored_arrays(manager: ocp.CheckpointManager, step: int) -> dict[tuple[str, ...], Any]:
+def _stored_arrays(step: Path) -> dict[tuple[str, ...], Any]:
     """Path -> array metadata (shape, dtype) of everything in a step."""
-    reader = ocp.PyTreeCheckpointHandler()
-    return _by_path(reader.metadata(Path(manager.directory) / str(step) / "state").tree)
+    return _by_path(ocp.PyTreeCheckpointHandler().metadata(step / "state").tree)
 
 
 def _by_path(tree: Any) -> dict[tuple[str, ...], Any]:
@@ -326,9 +327,7 @@ def _as_stored(leaf: Any) -> Any:
     return jax.eval_shape(jax.random.key_data, leaf) if is_key else leaf
 
 
-def _check_structure(
-    manager: ocp.CheckpointManager, step: int, stored: Mapping, wanted: Mapping, dtypes: bool = True
-) -> None:
+def _check_structure(step: Path, stored: Mapping, wanted: Mapping, dtypes: bool = True) -> None:
     found = [(name, "is not in the checkpoint") for name in wanted if name not in stored]
     found += [(name, "is only in the checkpoint") for name in stored if name not in wanted]
     for name in wanted.keys() & stored.keys():
@@ -338,24 +337,22 @@ def _check_structure(
     if found:
         lines = [f"{'.'.join(name)} {what}" for name, what in sorted(found)]
         more = f" and {len(lines) - 8} more" if len(lines) > 8 else ""
-        raise CheckpointError(
-            f"the checkpoint {manager.directory}/{step} holds another state: {'; '.join(lines[:8])}{more}"
-        )
+        raise CheckpointError(f"the checkpoint {step} holds another state: {'; '.join(lines[:8])}{more}")
 
 
-def _read_params(manager: ocp.CheckpointManager, step: int, abstract_params: Any) -> Any:
-    stored = _stored_arrays(manager, step)
+def _read_params(step: Path, abstract_params: Any) -> Any:
+    stored = _stored_arrays(step)
     params = {path[1:]: leaf for path, leaf in stored.items() if path[0] == "params"}
     if abstract_params is None:
         wanted = {path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in params.items()}
     else:
         wanted = _by_path(abstract_params)
-        _check_structure(manager, step, params, wanted, dtypes=False)
+        _check_structure(step, params, wanted, dtypes=False)
     sources = {path: (("ema" if ("ema", *path) in stored else "params"), *path) for path in wanted}
     item = _nested({source: wanted[path] for path, source in sources.items()})
     reader = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
     arguments = ocp.args.PyTreeRestore(item, jax.tree.map(_restore_args, item), partial_restore=True)
-    arrays = _by_path(reader.restore(Path(manager.directory) / str(step) / "state", args=arguments))
+    arrays = _by_path(reader.restore(step / "state", args=arguments))
     if abstract_params is None:
         return _nested({path: arrays[source] for path, source in sources.items()})
     leaves = [arrays[sources[path]] for path in wanted]

@@ -118,7 +118,7 @@ def _parts(mesh: Mesh, axes: str | tuple[str, ...]) -> int:
 
 
 def _bytes(leaf: Any) -> int:
-    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+    if _is_key(leaf):
         leaf = jax.eval_shape(jax.random.key_data, leaf)
     return math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize
 
@@ -134,7 +134,21 @@ def shard_state(tree: Any, mesh: Mesh, rules: Rules = DEFAULT_RULES) -> Any:
 
     On several hosts every process holds the whole tree, with the same values.
     """
-    return jax.tree.map(jax.device_put, tree, shardings(tree, mesh, rules))
+    return jax.tree.map(_put, tree, shardings(tree, mesh, rules))
+
+
+def _put(leaf: Any, sharding: NamedSharding) -> jax.Array:
+    if sharding.is_fully_addressable:
+        return jax.device_put(leaf, sharding)
+    if _is_key(leaf):
+        words = _put(jax.random.key_data(leaf), sharding)
+        return jax.random.wrap_key_data(words, impl=jax.random.key_impl(leaf))
+    rows = np.asarray(leaf)
+    return jax.make_array_from_callback(rows.shape, sharding, lambda index: rows[index])
+
+
+def _is_key(leaf: Any) -> bool:
+    return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def abstract_state(tree: Any, mesh: Mesh, rules: Rules = DEFAULT_RULES) -> Any:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from worldenv_jax import mesh as meshes
 from worldenv_jax.checkpoints import Checkpointer
 from worldenv_jax.errors import run_main
 from worldenv_jax.metrics import make_writer
@@ -34,22 +35,26 @@ def initial_state(seed: int = 0):
     return init_train_state(params, OPTIMIZER, run)
 
 
-def train(workdir: Path, steps: int, pause: float = 0.0, save_every: int = 3, callbacks=()):
-    step_fn = make_train_step(loss_fn, OPTIMIZER)
+def train(workdir: Path, steps: int, save_every: int = 3, callbacks=(), batch_fn=batch_fn, mesh=None, rules=()):
+    state, shardings = initial_state(), None
+    if mesh is not None:
+        state, shardings = meshes.shard_state(state, mesh, rules), meshes.shardings(state, mesh, rules)
+    step_fn = make_train_step(loss_fn, OPTIMIZER, shardings)
+    with Checkpointer(workdir / "checkpoints", {"width": 64}) as saver, make_writer(workdir, "tiny") as writer:
+        return run_stage(
+            "tiny", state, step_fn, batch_fn, steps, checkpointer=saver, writer=writer, save_every=save_every,
+            log_every=2, metadata={"data": "tiny"}, callbacks=callbacks,
+        )  # fmt: skip
+
+
+def main() -> None:
+    pause = float(sys.argv[3]) if len(sys.argv) > 3 else 0.0
 
     def slow_batch(step):
         time.sleep(pause)
         return batch_fn(step)
 
-    with Checkpointer(workdir / "checkpoints", {"width": 64}) as saver, make_writer(workdir, "tiny") as writer:
-        return run_stage(
-            "tiny", initial_state(), step_fn, slow_batch, steps, checkpointer=saver, writer=writer,
-            save_every=save_every, log_every=2, metadata={"data": "tiny"}, callbacks=callbacks,
-        )  # fmt: skip
-
-
-def main() -> None:
-    state = train(Path(sys.argv[1]), int(sys.argv[2]), *map(float, sys.argv[3:]))
+    state = train(Path(sys.argv[1]), int(sys.argv[2]), batch_fn=slow_batch)
     print("finished at", int(state.step))
 
 
