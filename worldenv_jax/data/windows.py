@@ -82,12 +82,11 @@ class PolicyWindows:
 class SimulatorWindows:
     """Sparse memory of the frames up to t, and the K frames after it with the actions that led there.
 
-    Keys, F history frames before K future ones: frames uint8 [F+K, V, H, W, 3], proprio float32 [F+K, 8],
-    previous_proprio float32 [8] (at t - 1; at t where t = 0), episode int32 (its number),
-    intrinsics float32 [F+K, V, 3, 3], pose float32 [F+K, V, 4, 4], actions float32 [K, 7] (of the future frames),
-    history_actions float32 [F, 7] (that led to each history frame; zeros for frame 0), mask bool [F+K], False where
-    an episode of fewer than K steps was filled up by repeating its last frame. Successful and failed episodes are
-    two groups.
+    Keys, F history frames before K future ones: episode int32 (its number), frames uint8 [F+K, V, H, W, 3], proprio
+    float32 [F+K, 8], previous_proprio float32 [8] (at t - 1; at 0 where t is 0), intrinsics float32 [F+K, V, 3, 3],
+    pose float32 [F+K, V, 4, 4], actions float32 [K, 7] (environment actions t to t + K - 1), mask bool [F+K], False
+    where an episode of fewer than K steps was filled up by repeating its last frame. Successful and failed episodes
+    are two groups.
     """
 
     def __init__(self, episodes: Sequence[Episode], history: Callable[[int], np.ndarray], chunk: int):
@@ -109,7 +108,6 @@ class SimulatorWindows:
         frames = np.concatenate([history, t + 1 + np.arange(K)])
         mask = frames <= episode.num_steps
         frames = np.minimum(frames, episode.num_steps)
-        before = episode.actions[np.maximum(history - 1, 0)]
         return {
             "episode": np.int32(number),
             "frames": episode.images[frames],
@@ -118,7 +116,6 @@ class SimulatorWindows:
             "intrinsics": episode.intrinsics[frames],
             "pose": episode.camera_pose[frames],
             "actions": _padded_chunk(episode.actions, t, K),
-            "history_actions": np.where(history[:, None] > 0, before, np.float32(0)),
             "mask": mask,
         }
 
