@@ -171,7 +171,7 @@ def export_tensors(rows: list[Row], params: Params) -> Iterator[tuple[str, np.nd
         for name, entry in group:
             ours = parameter[entry.region]
             ours = ours.reshape(ours.shape[entry.stacked :])
-            yield name, np.ascontiguousarray(entry.transform.to_foreign(ours))
+            yield name, np.asarray(entry.transform.to_foreign(ours), order="C")
 
 
 def _pattern(template: str) -> str:

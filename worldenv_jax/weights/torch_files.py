@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""PyTorch `.pt` files without PyTorch: a reader that executes nothing, and a writer.
+
+A `.pt` file is a zip archive with a pickle (`data.pkl`) that refers to raw storages (`data/0`, ...). The reader's
+unpickler knows tensors, dictionaries and plain values, and refuses every other global, so that a hostile file can
+name no function to call. Source: torch/serialization.py (zip format, little endian).
+"""
+
+import collections
+import io
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+_STORAGES = {
+    "FloatStorage": "float32",
+    "DoubleStorage": "float64",
+    "HalfStorage": "float16",
+    "BFloat16Storage": "bfloat16",
+    "LongStorage": "int64",
+    "IntStorage": "int32",
+    "ShortStorage": "int16",
+    "CharStorage": "int8",
+    "ByteStorage": "uint8",
+    "BoolStorage": "bool",
+}
+
+
+class _Storage(NamedTuple):
+    """Stands in for a torch storage class: only its dtype matters."""
+
+    dtype: str
+
+
+def load_torch_file(path: Path) -> Any:
+    """Reads a `.pt` / `.pth` file: nested dictionaries with NumPy arrays where PyTorch had tensors.
+
+    Raises: ValueError where the file is no zip archive of PyTorch, or needs anything but tensors and plain values.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = {name.split("/", 1)[-1]: name for name in archive.namelist()}
+            return _Unpickler(archive, names).load()
+    except (zipfile.BadZipFile, KeyError, pickle.UnpicklingError, EOFError) as error:
+        raise ValueError(f"{path} is not a PyTorch file of tensors and plain values: {error}") from error
+
+
+def save_torch_file(path: Path, tensors: dict[str, np.ndarray]) -> None:
+    """Writes a flat state dict that `torch.load(path, weights_only=True)` reads."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        archive.writestr("archive/data.pkl", _pickle_state_dict(tensors))
+        archive.writestr("archive/byteorder", "little")
+        for key, array in enumerate(tensors.values()):
+            archive.writestr(f"archive/data/{key}", array.tobytes())
+        archive.writestr("archive/version", "3\n")
+
+
+class _Unpickler(pickle.Unpickler):
+    """Resolves three globals and the storage classes; raises on any other."""
+
+    def __init__(self, archive: zipfile.ZipFile, names: dict[str, str]):
+        super().__init__(io.BytesIO(archive.read(names["data.pkl"])), encoding="utf-8")
+        self._archive, self._names = archive, names
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module == "torch" and name in _STORAGES:
+            return _Storage(_STORAGES[name])
+        allowed = {
+            ("collections", "OrderedDict"): collections.OrderedDict,
+            ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
+            ("torch._utils", "_rebuild_parameter"): lambda tensor, *_: tensor,
+        }
+        if (module, name) not in allowed:
+            raise pickle.UnpicklingError(f"it refers to {module}.{name}, which is not allowed")
+        return allowed[(module, name)]
+
+    def persistent_load(self, pid: tuple) -> np.ndarray:
+        kind, storage, key, _, count = pid
+        if kind != "storage" or not isinstance(storage, _Storage):
+            raise pickle.UnpicklingError(f"unknown persistent object {kind!r}")
+        data = self._archive.read(self._names[f"data/{key}"])
+        return np.frombuffer(data, jnp.dtype(storage.dtype), count)
+
+
+def _rebuild_tensor(storage: np.ndarray, offset: int, size: tuple, stride: tuple, *_: Any) -> np.ndarray:
+    """The strided view that torch describes, bounds checked, as a copy."""
+    reach = offset + sum((length - 1) * step for length, step in zip(size, stride)) if 0 not in size else offset
+    if min((offset, *size, *stride)) < 0 or reach >= max(storage.size, 1):
+        raise pickle.UnpicklingError("a tensor reaches outside its storage")
+    strides = [step * storage.itemsize for step in stride]
+    return np.lib.stride_tricks.as_strided(storage[offset:], size, strides).copy()
+
+
+def _pickle_state_dict(tensors: dict[str, np.ndarray]) -> bytes:
+    """The pickle of an OrderedDict of contiguous tensors, opcode by opcode: PyTorch's classes are only named."""
+    classes = {dtype: name for name, dtype in _STORAGES.items()}
+    integer = lambda value: b"\x8a" + bytes([len(_signed(value))]) + _signed(value)
+    text = lambda value: b"X" + len(value.encode()).to_bytes(4, "little") + value.encode()
+    many = lambda values: b"(" + b"".join(map(integer, values)) + b"t"
+    ordered_dict = b"ccollections\nOrderedDict\n)R"
+    out = [b"\x80\x02", ordered_dict, b"("]
+    for key, (name, array) in enumerate(tensors.items()):
+        array = np.asarray(array, order="C")
+        storage = f"ctorch\n{classes[array.dtype.name]}\n".encode()
+        pid = b"(" + text("storage") + storage + text(str(key)) + text("cpu") + integer(array.size) + b"tQ"
+        steps = [stride // array.itemsize for stride in array.strides]
+        arguments = b"(" + pid + integer(0) + many(array.shape) + many(steps) + b"\x89" + ordered_dict + b"t"
+        out += [text(name), b"ctorch._utils\n_rebuild_tensor_v2\n", arguments, b"R"]
+    return b"".join([*out, b"u."])
+
+
+def _signed(value: int) -> bytes:
+    return value.to_bytes(value.bit_length() // 8 + 1, "little", signed=True)
