@@ -32,7 +32,7 @@ class Schedule(NamedTuple):
 
     betas: np.ndarray  # float64 [steps]
     alphas_cumprod: np.ndarray  # float64 [steps]; the last is exactly 0
-    x0_scale: np.ndarray  # float64 [steps]
+    x0_scale: np.ndarray  # float64 [turning_step + steps], of which the first `steps` are used
 
 
 class DDIMTables(NamedTuple):
@@ -42,6 +42,7 @@ class DDIMTables(NamedTuple):
     alpha: np.ndarray | Array  # alphas_cumprod at t
     alpha_next: np.ndarray | Array  # alphas_cumprod after the step
     sigma: np.ndarray | Array  # of the fresh noise
+    direction: np.ndarray | Array  # of the predicted noise, sqrt(1 - alpha_next - sigma^2)
     scale: np.ndarray | Array  # x0_scale at t
     scale_next: np.ndarray | Array  # x0_scale after the step
 
@@ -54,7 +55,7 @@ def noise_schedule(config: ScheduleConfig) -> Schedule:
     alphas_cumprod = root**2
     alphas = np.concatenate([alphas_cumprod[:1], alphas_cumprod[1:] / alphas_cumprod[:-1]])
     falling = np.linspace(1.0, config.base_scale, config.turning_step)
-    scale = np.concatenate([falling, np.full(config.steps, config.base_scale)])[: config.steps]
+    scale = np.concatenate([falling, np.full(config.steps, config.base_scale)])
     return Schedule(1.0 - alphas, alphas_cumprod, scale)
 
 
@@ -78,7 +79,10 @@ def ddim_tables(config: ScheduleConfig, count: int, eta: float, land_on_x0: bool
     alpha_next = np.concatenate([[1.0 if land_on_x0 else cumprod[0]], alpha[:-1]])
     scale_next = np.concatenate([scale[:1], scale[:-1]])
     sigma = eta * np.sqrt((1.0 - alpha_next) / (1.0 - alpha) * (1.0 - alpha / alpha_next))
-    return DDIMTables(*(np.flip(row) for row in (t.astype(np.int32), alpha, alpha_next, sigma, scale, scale_next)))
+    # In float64: with eta 1 the first step's radicand is 0, and float32 would leave the root of its rounding error.
+    direction = np.sqrt(np.maximum(1.0 - alpha_next - sigma**2, 0.0))
+    rows = (t.astype(np.int32), alpha, alpha_next, sigma, direction, scale, scale_next)
+    return DDIMTables(*(np.flip(row) for row in rows))
 
 
 def add_noise(x0: Array, noise: Array, alpha: Array) -> Array:
@@ -110,9 +114,7 @@ def ddim_step(x: Array, v: Array, noise: Array, step: DDIMTables) -> tuple[Array
     Returns: x after the step, and the (rescaled) x0 that was predicted.
     """
     x0 = x0_from_v(x, v, step.alpha) * (step.scale_next / step.scale)
-    # With eta 1 the radicand is 0 on paper at the first step; rounding must not make it negative.
-    direction = jnp.sqrt(jnp.maximum(1.0 - step.alpha_next - step.sigma**2, 0.0))
-    x = jnp.sqrt(step.alpha_next) * x0 + direction * noise_from_v(x, v, step.alpha) + step.sigma * noise
+    x = jnp.sqrt(step.alpha_next) * x0 + step.direction * noise_from_v(x, v, step.alpha) + step.sigma * noise
     return x, x0
 
 
@@ -142,3 +144,28 @@ def sinusoid_steps(uniform: Array, divisor: Array, config: ScheduleConfig) -> Ar
 def as_float32(tables: DDIMTables) -> DDIMTables:
     """The tables as float32 device arrays (the steps stay int32)."""
     return jax.tree.map(lambda row: jnp.asarray(row, jnp.int32 if row.dtype == np.int32 else jnp.float32), tables)
+
+
+def schedule_buffers(schedule: Schedule) -> dict[str, np.ndarray]:
+    """The schedule as published checkpoints store it: float64 tables under their buffer names.
+
+    Entries that a zero terminal SNR leaves undefined are not there.
+    """
+    betas, cumprod = schedule.betas, schedule.alphas_cumprod
+    previous = np.append(1.0, cumprod[:-1])
+    variance = betas * (1.0 - previous) / (1.0 - cumprod)
+    with np.errstate(divide="ignore"):
+        logarithm = np.log(1.0 - cumprod)
+    return {
+        "scale_arr": schedule.x0_scale,
+        "betas": betas,
+        "alphas_cumprod": cumprod,
+        "alphas_cumprod_prev": previous,
+        "sqrt_alphas_cumprod": np.sqrt(cumprod),
+        "sqrt_one_minus_alphas_cumprod": np.sqrt(1.0 - cumprod),
+        "log_one_minus_alphas_cumprod": logarithm,
+        "posterior_variance": variance,
+        "posterior_log_variance_clipped": np.log(np.maximum(variance, 1e-20)),
+        "posterior_mean_coef1": betas * np.sqrt(previous) / (1.0 - cumprod),
+        "posterior_mean_coef2": (1.0 - previous) * np.sqrt(1.0 - betas) / (1.0 - cumprod),
+    }

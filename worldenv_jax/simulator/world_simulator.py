@@ -39,7 +39,7 @@ class SimulatorState(NamedTuple):
     proprio: Array  # float32 [B, N, 8]
     count: Array  # int32 [], filled slots; the first F all hold the first frame
     image_tokens: Array  # float [B, V * queries, D], of the first frame
-    blank_tokens: Array  # the same for a blank image; empty without guidance
+    blank_tokens: Array | None  # the same for a blank image; None without guidance
     camera: Camera  # of the first frame
 
 
@@ -92,13 +92,13 @@ def make_simulator_fns(config: SimulatorConfig, statistics: Statistics, kinemati
         latents = encode_frames(config, params, starts.images)
         slots = config.history + config.max_chunks * config.chunk
         images = starts.images.astype(jnp.float32) / 127.5 - 1.0
-        blank = images[:0] if config.guidance == 1.0 else jnp.zeros_like(images)
+        blank = None if config.guidance == 1.0 else encode_image_tokens(config, params, jnp.zeros_like(images))
         return SimulatorState(
             latents=jnp.broadcast_to(latents[:, :, None], (*latents.shape[:2], slots, *latents.shape[2:])),
             proprio=jnp.broadcast_to(starts.proprio[:, None], (len(latents), slots, starts.proprio.shape[-1])),
             count=jnp.int32(config.history),
             image_tokens=encode_image_tokens(config, params, images),
-            blank_tokens=encode_image_tokens(config, params, blank),
+            blank_tokens=blank,
             camera=starts.camera,
         )
 
@@ -126,7 +126,7 @@ def make_simulator_fns(config: SimulatorConfig, statistics: Statistics, kinemati
 
 
 def make_denoiser(
-    config: SimulatorConfig, params: Params, inputs: ChunkInputs, image_tokens: Array, blank_tokens: Array
+    config: SimulatorConfig, params: Params, inputs: ChunkInputs, image_tokens: Array, blank_tokens: Array | None
 ):
     """(latents, step) to v, with classifier-free guidance where config.guidance is not 1.
 
