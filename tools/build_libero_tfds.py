@@ -34,6 +34,7 @@ class LiberoEpisodes(tfds.core.GeneratorBasedBuilder):
     """The schema of `worldenv_jax.data.rlds_schema`, one example per episode."""
 
     VERSION = tfds.core.Version("1.0.0")
+    code_path = None  # TFDS would look beside this file for checksums of downloads
 
     def __init__(self, source: str, encoding: str, **kwargs: Any):
         """Reads `source`; images are stored as "jpeg" or "png"."""
