@@ -21,6 +21,7 @@ from worldenv_jax.policy.model import Hidden, Inputs, Policy
 from worldenv_jax.types import Params, Statistics, Text
 from worldenv_jax.weights import openvla_oft as tables
 from worldenv_jax.weights.name_tables import export_tensors, import_params
+from worldenv_jax.weights.openvla_folder import statistics_of
 from worldenv_jax.weights.safetensors_files import open_safetensors
 
 HIDDEN, PROJECTED, LOSS, EXACT = 3e-5, 5e-6, 1e-6, 1e-6
@@ -47,7 +48,7 @@ class Checks:
     def __init__(self, fixture: Path, config: dict, inputs: dict[str, np.ndarray]):
         self.fixture, self.raw, self.inputs = fixture, config, inputs
         self.config = policy_config(config)
-        self.statistics = _statistics(config["norm_stats"][config["norm_stats_key"]])
+        self.statistics = statistics_of(config["norm_stats"][config["norm_stats_key"]], str(fixture))
 
     def quantities(self) -> dict[str, Callable[[np.ndarray], Result]]:
         """Name of a reference array -> comparison with it."""
@@ -87,7 +88,7 @@ class Checks:
         environment = {
             "oft_actions": ("oft_actions_normalised", HIDDEN),
             "unnorm_out": ("unnorm_in", EXACT),
-            "ript_actions_unnormalised": ("ript_actions", EXACT),
+            "ript_actions_unnormalised": ("ript_mean", HIDDEN),
             "diffusion_actions": ("diffusion_actions_normalised", DIFFUSION),
         }
         compared |= {
@@ -156,7 +157,8 @@ class Checks:
             "ript_log_prob": log_prob,
             "ript_log_prob_per_step": log_prob.sum(-1),
             "ript_log_prob_unclipped": laplace_log_prob(actions, mean, log_b),
-            "ript_vs_oft_mean_diff": jnp.abs(mean - bidirectional).max(),
+            # On the first row, which repeats the input of the evaluation pass.
+            "ript_vs_oft_mean_diff": jnp.abs(mean - bidirectional)[0].max(),
         }
 
     @functools.cached_property
@@ -310,11 +312,6 @@ def _reshaped(ours, reference: np.ndarray) -> np.ndarray:
     return ours.reshape(reference.shape) if ours.size == reference.size else ours
 
 
-def _statistics(raw: dict) -> Statistics:
-    pairs = [raw[group][name] for group in ("action", "proprio") for name in ("q01", "q99")]
-    return Statistics(*(jnp.asarray(values, jnp.float32) for values in pairs))
-
-
 def _steps(diffusion: dict) -> int:
     """The number of diffusion steps, under whichever of its names the folder has."""
     return max(value for name, value in diffusion.items() if "step" in name and isinstance(value, int))
@@ -344,8 +341,12 @@ def _normalisation(arrays: dict[str, np.ndarray]) -> Iterator[Result]:
             unit = Statistics(-jnp.ones(7), jnp.ones(7), -jnp.ones(8), jnp.ones(8))
             ours = unit.normalize_action(raw)
         elif kind in ends and group in ("action", "proprio"):
-            names = [f"in_{part}_{end}" for part in ("action", "proprio") for end in ends[kind]]
-            statistics = Statistics(*(jnp.asarray(arrays[name]) for name in names))
+            sources = {"q01": ends[kind][0], "q99": ends[kind][1], "min": "min", "max": "max"}
+            entry = {
+                part: {ours: arrays[f"in_{part}_{theirs}"] for ours, theirs in sources.items()}
+                for part in ("action", "proprio")
+            }
+            statistics = statistics_of(entry, "normalisation.npz")
             ours = statistics.normalize_action(raw).clip(-1.0, 1.0)
             ours = ours if group == "action" else statistics.normalize_proprio(proprio)
         else:
