@@ -170,7 +170,8 @@ def value_and_grad(loss_fn: LossFn, config: OptimizerConfig, params: Params, key
     if parts == 1:
         (loss, metrics), gradients = function(trained, key, batch)
         return loss, metrics, gradients
-    batch = jax.tree.map(lambda x: x.reshape(parts, x.shape[0] // parts, *x.shape[1:]), batch)
+    # Part p takes rows p, p + parts, ...: every device of a split batch then holds rows of every part.
+    batch = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch)
     first = jax.tree.map(lambda x: x[0], batch)
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(function, trained, key, first))
 

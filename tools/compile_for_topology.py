@@ -1,0 +1,324 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compiles post-training for a TPU pod on a machine without one, and prints what it needs.
+
+    pip install libtpu                      # the TPU compiler; no TPU is needed
+    python tools/compile_for_topology.py --preset=libero_full --topology=v5e:8x8
+
+For the update and the rollout it tries layouts (data, fsdp, tensor) from the cheapest in communication on, and stops
+at the first that fits a device's memory. Each row: bytes per device (arguments, temporaries, outputs), FLOPs of all
+devices together (scan bodies multiplied by their length), collectives and their bytes per device (loop bodies
+multiplied by their trip count). Arrays above 64 MiB that every device holds whole are named.
+"""
+
+import argparse
+import collections
+import functools
+import json
+import math
+import os
+import re
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # libtpu asks the cloud for its topology otherwise
+os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+from jax.experimental import topologies  # noqa: E402
+from jax.sharding import NamedSharding  # noqa: E402
+from jax.sharding import PartitionSpec as P  # noqa: E402
+
+from worldenv_jax import mesh as meshes  # noqa: E402
+from worldenv_jax.errors import WorldEnvError, run_main  # noqa: E402
+from worldenv_jax.loop_ppo import LoopConfig  # noqa: E402
+from worldenv_jax.policy import (  # noqa: E402
+    PolicyConfig,
+    init_policy,
+    laplace_log_prob,
+    make_policy_fn,
+    policy_distribution,
+)
+from worldenv_jax.reflector import ReflectorConfig, init_reflector, make_reflector_fns  # noqa: E402
+from worldenv_jax.rollout import RolloutConfig, RolloutParams, imagine_rollout  # noqa: E402
+from worldenv_jax.simulator import Kinematics, SimulatorConfig, init_simulator, make_simulator_fns  # noqa: E402
+from worldenv_jax.training.post_training import PostTrainingConfig, make_update  # noqa: E402
+from worldenv_jax.training.train_state import OptimizerConfig, init_train_state, trainable_mask  # noqa: E402
+from worldenv_jax.types import Camera, Observation, Rollout, Starts, Statistics, Text  # noqa: E402
+
+GIB = 2**30
+MEMORY = {"v5e": 16 * GIB, "v5p": 95 * GIB, "v6e": 32 * GIB}  # per device; TPU system architecture pages
+LARGE = 64 * 2**20  # bytes from which a replicated array is worth a warning
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--preset", default="libero_full", help="classmethod of the three model configs")
+    parser.add_argument("--topology", default="v5e:8x8", help="v5e:8x8, v5p:4x4x4, v6e:8x8, ...")
+    parser.add_argument("--starts", type=int, default=8, help="S")
+    parser.add_argument("--samples", type=int, default=8, help="G")
+    parser.add_argument("--chunks", type=int, default=38, help="T; 38 chunks of 8 are LIBERO's 300 steps")
+    parser.add_argument("--minibatches", type=int, default=1)
+    parser.add_argument("--micro-batches", type=int, default=1, help="gradient accumulation")
+    parser.add_argument("--layouts", default="", help="data,fsdp,tensor;... instead of the built-in order")
+    parser.add_argument("--programs", default="update,rollout")
+    return parser.parse_args()
+
+
+class Plan:
+    """The abstract inputs of one experiment, and its two programs."""
+
+    def __init__(self, arguments: argparse.Namespace):
+        self.samples, self.starts_count, self.chunks = arguments.samples, arguments.starts, arguments.chunks
+        self.policy = getattr(PolicyConfig, arguments.preset)()
+        self.simulator = getattr(SimulatorConfig, arguments.preset)()
+        self.reflector = getattr(ReflectorConfig, arguments.preset)()
+        trainable = ("^lora/", "head") if self.policy.lora_rank else ("",)
+        self.optimizer = OptimizerConfig(trainable=trainable, micro_batches=arguments.micro_batches)
+        self.training = PostTrainingConfig(minibatches=arguments.minibatches, optimizer=self.optimizer)
+
+    @property
+    def batch(self) -> int:
+        """B."""
+        return self.starts_count * self.samples
+
+    def update(self, statistics: Statistics, state: Any, key: Any, rollout: Rollout) -> Any:
+        """The LOOP-PPO update of one iteration."""
+        distribution = functools.partial(policy_distribution, self.policy)
+        read = lambda params, observation: distribution(params, statistics, observation)
+        return make_update(read, laplace_log_prob, self.training, LoopConfig(), self.samples)(state, key, rollout)
+
+    def rollout(self, statistics: Statistics, params: RolloutParams, key: Any, starts: Starts) -> Rollout:
+        """One imagined batch."""
+        simulator = make_simulator_fns(self.simulator, statistics, Kinematics.osc_pose())
+        policy, reflector = make_policy_fn(self.policy, statistics), make_reflector_fns(self.reflector)
+        config = RolloutConfig(num_chunks=self.chunks, samples=self.samples)
+        return imagine_rollout(policy, simulator, reflector, params, key, starts, config)
+
+    def arguments_of(self, program: str, mesh: meshes.Mesh) -> tuple[Any, ...]:
+        """Abstract, sharded arguments of "update" or "rollout": frozen parameters bfloat16, trained ones float32."""
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        statistics = Statistics(_f32(7), _f32(7), _f32(8), _f32(8))
+        policy = self._half(
+            jax.eval_shape(lambda: init_policy(self.policy, jax.random.key(0))), self.optimizer.trainable
+        )
+        place = lambda tree: meshes.abstract_state(tree, mesh)
+        if program == "update":
+            state = jax.eval_shape(lambda p: init_train_state(p, self.optimizer, jax.random.key(0)), policy)
+            return place(statistics), place(state), place(key), _split(self.abstract_rollout(), mesh)
+        simulator = jax.eval_shape(lambda: init_simulator(self.simulator, jax.random.key(0)))
+        reflector = jax.eval_shape(lambda: init_reflector(self.reflector, jax.random.key(0)))
+        params = RolloutParams(policy, self._half(simulator), self._half(reflector))
+        return place(statistics), place(params), place(key), _split(self.abstract_starts(), mesh)
+
+    def abstract_starts(self) -> Starts:
+        """S starts."""
+        count, views = self.starts_count, self.policy.views
+        height, width = self.simulator.image_size
+        text = lambda length: Text(_array(jnp.int32, count, length), _array(bool, count, length))
+        return Starts(
+            images=_array(jnp.uint8, count, views, height, width, 3),
+            proprio=_f32(count, 8),
+            policy_text=text(self.policy.text_length),
+            reflector_text=text(self.reflector.text_length),
+            camera=Camera(_f32(count, views, 3, 3), _f32(count, views, 4, 4)),
+            task=_array(jnp.int32, count),
+        )
+
+    def abstract_rollout(self) -> Rollout:
+        """B trajectories."""
+        b, t, k, a = self.batch, self.chunks, self.policy.chunk, self.policy.action_dim
+        image = (self.policy.views, *self.simulator.image_size, 3)
+        text = Text(_array(jnp.int32, b, self.policy.text_length), _array(bool, b, self.policy.text_length))
+        return Rollout(
+            observations=Observation(_array(jnp.uint8, b, t, *image), _f32(b, t, 8), text),
+            actions=_f32(b, t, k, a),
+            log_prob=_f32(b, t, k),
+            loc=_f32(b, t, k, a),
+            log_scale=_f32(b, t, k, a),
+            frames=_array(jnp.uint8, b, t, k, *image),
+            proprio=_f32(b, t, k, 8),
+            success_probability=_f32(b, t, k),
+            valid=_array(bool, b, t, k),
+            reward=_f32(b),
+            terminated=_array(bool, b),
+            length=_array(jnp.int32, b),
+        )
+
+    @staticmethod
+    def _half(params: Any, trainable: tuple[str, ...] = ()) -> Any:
+        mask = trainable_mask(params, trainable)
+        dtype = lambda leaf, trained: leaf.dtype if trained else jnp.bfloat16
+        return jax.tree.map(lambda leaf, trained: _array(dtype(leaf, trained), *leaf.shape), params, mask)
+
+
+def _array(dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, dtype)
+
+
+def _f32(*shape: int) -> jax.ShapeDtypeStruct:
+    return _array(jnp.float32, *shape)
+
+
+def _split(tree: Any, mesh: meshes.Mesh) -> Any:
+    """The leading axis over data and fsdp where it divides (a rollout's rows do, a few starts may not)."""
+    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+
+    def split(leaf):
+        spec = meshes.BATCH if leaf.shape[0] % parts == 0 else P()
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec))
+
+    return jax.tree.map(split, tree)
+
+
+def layouts(devices: int, batch: int) -> Iterator[tuple[int, int, int]]:
+    """(data, fsdp, tensor) from pure data parallelism to more and more splitting of the parameters."""
+    for tensor in (1, 2, 4, 8):
+        for fsdp in (1, 2, 4, 8, 16, 32, 64):
+            data = devices // (fsdp * tensor)
+            if data * fsdp * tensor == devices and batch % (data * fsdp) == 0:
+                yield data, fsdp, tensor
+
+
+def count_flops(jaxpr: Any) -> int:
+    """2 x multiply-adds of dots and convolutions; scans times their length, conditionals by their largest branch."""
+    total = 0
+    for equation in jaxpr.eqns:
+        inner = [_open(value) for value in jax.tree.leaves(equation.params, is_leaf=_is_jaxpr) if _is_jaxpr(value)]
+        if equation.primitive.name == "dot_general":
+            contracted = equation.params["dimension_numbers"][0][0]
+            depth = math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
+            total += 2 * depth * math.prod(equation.outvars[0].aval.shape)
+        elif equation.primitive.name == "conv_general_dilated":
+            kernel = equation.invars[1].aval.shape
+            out_features = kernel[equation.params["dimension_numbers"].rhs_spec[0]]
+            total += 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(kernel) // out_features
+        elif equation.primitive.name == "cond":
+            total += max(map(count_flops, inner))
+        else:
+            total += equation.params.get("length", 1) * sum(map(count_flops, inner))
+    return total
+
+
+def _is_jaxpr(value: Any) -> bool:
+    return hasattr(value, "eqns") or hasattr(value, "jaxpr")
+
+
+def _open(value: Any) -> Any:
+    return getattr(value, "jaxpr", value)
+
+
+_BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8}
+_COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+
+
+def count_collectives(hlo: str) -> dict[str, tuple[int, int]]:
+    """Kind -> (executions, bytes of their results) on one device, loop bodies times their known trip count."""
+    computations: dict[str, list[str]] = {}
+    entry = name = ""
+    for line in hlo.splitlines():
+        header = re.match(r"(ENTRY )?%?([\w.\-]+) (?:\(.*)?.*\{$", line)
+        if header and not line.startswith(" "):
+            name = header[2]
+            computations[name] = []
+            entry = name if header[1] else entry
+        elif name:
+            computations[name].append(line)
+
+    @functools.cache
+    def count(name: str) -> collections.Counter:
+        totals: collections.Counter = collections.Counter()
+        for line in computations.get(name, ()):
+            kind = re.search(rf" ({'|'.join(_COLLECTIVES)})(?:-start)?\(", line)
+            if kind:
+                totals[kind[1], "n"] += 1
+                totals[kind[1], "bytes"] += _result_bytes(line[: kind.start()])
+            trips = re.search(r'known_trip_count":\{"n":"(\d+)"', line)
+            times = int(trips[1]) if trips else 1
+            callees = re.findall(r"(?:body|calls|to_apply|async_computation)=%?([\w.\-]+)", line)
+            branches = re.search(r"branch_computations=\{([^}]*)\}", line)
+            callees += re.findall(r"[\w.\-]+", branches[1]) if branches else []
+            callees += re.findall(r"(?:true|false)_computation=%?([\w.\-]+)", line)
+            for callee in callees:
+                for key, value in count(callee).items():
+                    totals[key] += times * value
+        return totals
+
+    totals = count(entry)
+    return {kind: (totals[kind, "n"], totals[kind, "bytes"]) for kind in _COLLECTIVES if totals[kind, "n"]}
+
+
+def _result_bytes(text: str) -> int:
+    """Bytes of the largest array type in an instruction's result (a `-start` also lists its operand)."""
+    sizes = [
+        _BYTES[dtype] * math.prod(int(n) for n in shape.split(",") if n)
+        for dtype, shape in re.findall(r"\b([a-z]+\d*)\[([\d,]*)\]", text)
+        if dtype in _BYTES
+    ]
+    return max(sizes, default=0)
+
+
+def compile_program(function: Callable, arguments: tuple[Any, ...]) -> dict[str, Any]:
+    """Bytes, FLOPs and collectives of a compiled program; {"error": ...} where the compiler gives up."""
+    began = time.monotonic()
+    lowered = jax.jit(function).trace(*arguments)
+    flops = count_flops(lowered.jaxpr.jaxpr)
+    try:
+        compiled = lowered.lower().compile()
+    except Exception as error:  # XLA reports "does not fit" as a runtime error
+        return {"error": str(error).strip().splitlines()[0][:300], "flops": flops}
+    memory = compiled.memory_analysis()
+    return {
+        "argument_gib": round(memory.argument_size_in_bytes / GIB, 3),
+        "temporary_gib": round(memory.temp_size_in_bytes / GIB, 3),
+        "output_gib": round(memory.output_size_in_bytes / GIB, 3),
+        "flops": flops,
+        "collectives": {
+            kind: {"count": count, "gib": round(size / GIB, 3)}
+            for kind, (count, size) in count_collectives(compiled.as_text()).items()
+        },
+        "compile_seconds": round(time.monotonic() - began, 1),
+    }
+
+
+def replicated(arguments: tuple[Any, ...]) -> list[str]:
+    """Names of the large arrays that every device would hold whole."""
+    leaves = jax.tree_util.tree_flatten_with_path(arguments)[0]
+    whole = lambda leaf: leaf.sharding.is_fully_replicated and leaf.size * leaf.dtype.itemsize > LARGE
+    return [jax.tree_util.keystr(path, simple=True, separator="/") for path, leaf in leaves if whole(leaf)]
+
+
+def main() -> int:
+    arguments = parse_arguments()
+    generation = arguments.topology.partition(":")[0]
+    if generation not in MEMORY:
+        raise WorldEnvError(f"unknown topology {arguments.topology!r}: it starts with one of {', '.join(MEMORY)}")
+    devices = topologies.get_topology_desc(platform="tpu", topology_name=arguments.topology).devices
+    plan = Plan(arguments)
+    chosen = [tuple(map(int, layout.split(","))) for layout in arguments.layouts.split(";") if layout]
+    fits_all = True
+    for program in arguments.programs.split(","):
+        fits = False
+        for layout in chosen or layouts(len(devices), plan.batch):
+            mesh = meshes.make_mesh(*layout, devices=devices)
+            inputs = plan.arguments_of(program, mesh)
+            resident = sum(p.bytes_per_device for p in meshes.place(inputs[1], mesh))
+            row: dict[str, Any] = {"topology": arguments.topology, "program": program, "layout": layout}
+            if resident > MEMORY[generation]:
+                row |= {"fits": False, "error": f"the parameters alone take {resident / GIB:.1f} GiB per device"}
+            else:
+                row |= compile_program(getattr(plan, program), inputs)
+                used = sum(row.get(key, math.inf) for key in ("argument_gib", "temporary_gib", "output_gib"))
+                row |= {"fits": used * GIB <= MEMORY[generation], "replicated": replicated(inputs)}
+            print(json.dumps(row), flush=True)
+            if row["fits"]:
+                fits = True
+                break
+        fits_all &= fits
+    return int(not fits_all)
+
+
+if __name__ == "__main__":
+    run_main(main)
