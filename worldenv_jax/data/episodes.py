@@ -90,7 +90,7 @@ def validate_episode(episode: Episode) -> None:
     """Checks shapes, dtypes, names and finiteness.
 
     Raises:
-      ValueError: one message that lists every difference as "field: got ..., expected ...".
+        ValueError: one message that lists every difference as "field: got ..., expected ...".
     """
     frames = episode.num_steps + 1
     views = episode.images.shape[1:2]

@@ -10,7 +10,7 @@ class DataError(WorldEnvError, ValueError):
     """A file or folder cannot be used as it is.
 
     Attributes:
-      path: the file or folder.
+        path: the file or folder.
     """
 
     def __init__(self, path: Path | str, problem: str):

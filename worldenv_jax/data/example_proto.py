@@ -23,14 +23,14 @@ def parse_example(buffer: bytes | memoryview, keys: Collection[str] | None = Non
     """Reads an Example.
 
     Args:
-      buffer: the serialised message.
-      keys: read only these features; the others are stepped over without being touched.
+        buffer: the serialised message.
+        keys: read only these features; the others are stepped over without being touched.
 
     Returns:
-      Per key a list of byte views into `buffer`, a float32 array or an int64 array, in the order of the message.
+        Per key a list of byte views into `buffer`, a float32 array or an int64 array, in the order of the message.
 
     Raises:
-      ValueError: the buffer is not an Example.
+        ValueError: the buffer is not an Example.
     """
     features = {}
     for number, value in _fields(memoryview(buffer)):
@@ -47,10 +47,10 @@ def serialize_example(features: Mapping[str, list[bytes] | np.ndarray]) -> bytes
     """Writes an Example with its keys in sorted order.
 
     Args:
-      features: per key a list of byte strings, or a float32, int64 or bool array (flattened in C order).
+        features: per key a list of byte strings, or a float32, int64 or bool array (flattened in C order).
 
     Raises:
-      TypeError: an array has another dtype.
+        TypeError: an array has another dtype.
     """
     entries = []
     for key in sorted(features):

@@ -57,7 +57,10 @@ def _read_info(path: Path) -> dict[str, Any]:
         info = json.loads((path / "meta" / "info.json").read_text())
         if not str(info["codebase_version"]).startswith(("v2", "v3")):
             raise ValueError(f"codebase_version {info['codebase_version']}, expected v2 or v3")
-        return {key: info[key] for key in ("features", "fps", "data_path", "chunks_size")} | info
+        missing = [key for key in ("features", "fps", "data_path", "chunks_size") if key not in info]
+        if missing:
+            raise ValueError(f"no {missing}")
+        return info
     except (OSError, KeyError, ValueError, TypeError) as error:
         raise DataError(path, f"not a LeRobot dataset: meta/info.json: {error}") from error
 

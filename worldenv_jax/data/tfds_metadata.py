@@ -57,12 +57,12 @@ def read_dataset_info(folder: Path) -> DatasetInfo:
     path = folder / "dataset_info.json"
     info = _read_json(path)
     try:
-        name, file_format, shards = info["name"], info["fileFormat"], []
+        name, file_format, shards = str(info["name"]), str(info["fileFormat"]), []
         for split in info["splits"]:
             lengths = [int(length) for length in split["shardLengths"]]
             for number, length in enumerate(lengths):
                 file = shard_name(name, split["name"], file_format, number, len(lengths))
-                shards.append(Shard(split["name"], file, length))
+                shards.append(Shard(str(split["name"]), file, length))
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(path, f"not TFDS's dataset_info.json: {error!r}") from error
     return DatasetInfo(name, file_format, tuple(shards))

@@ -25,8 +25,8 @@ class TFRecordFile(Sequence[memoryview]):
     not be changed in place while it is open: replace it (the mapping keeps the old one).
 
     Attributes:
-      path: the file.
-      damage: None, or what is wrong with the framing and where. `len` counts the good records before it.
+        path: the file.
+        damage: None, or what is wrong with the framing and where. `len` counts the good records before it.
     """
 
     cached_episodes = 4096  # a cached episode refers to the mapped file for its images
@@ -35,7 +35,7 @@ class TFRecordFile(Sequence[memoryview]):
         """Indexes the file.
 
         Raises:
-          DataError: the file cannot be opened.
+            DataError: the file cannot be opened.
         """
         self.path = Path(path)
         self.damage: str | None = None
@@ -53,7 +53,7 @@ class TFRecordFile(Sequence[memoryview]):
         """The payload of one record.
 
         Raises:
-          DataError: its checksum does not match; names the record and its offset.
+            DataError: its checksum does not match; names the record and its offset.
         """
         payload = self.unverified(index)
         if index not in self._verified:
@@ -103,8 +103,8 @@ def _map_file(path: Path) -> memoryview:
             if os.fstat(file.fileno()).st_size == 0:  # an empty file cannot be mapped
                 return memoryview(b"")
             return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-    except OSError as error:
-        raise DataError(path, f"cannot be read: {error.strerror}") from error
+    except (OSError, ValueError) as error:
+        raise DataError(path, f"cannot be read: {error}") from error
 
 
 class TFRecordWriter:
