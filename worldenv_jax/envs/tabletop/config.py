@@ -47,7 +47,7 @@ OBJECTS = (
 
 RECEPTACLES = (
     Receptacle("white plate", "on", CYLINDER, 0.055, 0.008, 0.008, 0.0, (0.97, 0.97, 0.97), (-0.12, -0.10)),
-    Receptacle("brown tray", "in", BOX, 0.055, 0.006, 0.020, 0.005, (0.42, 0.24, 0.10), (-0.12, 0.10)),
+    Receptacle("brown tray", "in", BOX, 0.055, 0.006, 0.020, 0.005, (0.52, 0.31, 0.14), (-0.12, 0.10)),
 )
 
 INSTRUCTIONS = tuple(

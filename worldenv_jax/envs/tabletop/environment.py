@@ -49,7 +49,8 @@ class TabletopEnvironment:
         self._begin = jax.jit(partial(_begin, self.config))
         self._step = jax.jit(partial(_step, self.config), static_argnames="every_frame")
         self._expert = jax.jit(partial(_expert_batch, self.config))
-        self._states = self._begin(*self._numbers([]))[0]
+        shapes = jax.eval_shape(self._begin, *self._numbers([]))[0]
+        self._states = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
 
     def reset(self, slots: Sequence[int], specs: Sequence[EpisodeSpec]) -> Frames:
         """Starts one episode per slot; returns the first frames (k = 1, success [n, 1])."""

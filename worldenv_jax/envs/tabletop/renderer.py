@@ -23,7 +23,7 @@ AMBIENT, DIFFUSE = 0.45, 0.60
 TABLE_COLOR, FLOOR_COLOR = (0.74, 0.68, 0.58), (0.46, 0.52, 0.58)
 TABLE_EDGE = 0.26  # m
 FINGER_COLOR, PALM_COLOR, LINK_COLOR = (0.12, 0.12, 0.14), (0.30, 0.31, 0.34), (0.86, 0.87, 0.90)
-SHADOW = 0.5  # share of the light that a shadow takes
+OBJECT_SHADOW, HAND_SHADOW = 0.5, 0.3  # share of the light that a shadow takes
 
 # Hand frame: x along the finger pads, y through the fingers, z out of the hand (down). Half sizes in metres.
 FINGER_HALF = (0.009, 0.006, 0.032)
@@ -52,7 +52,7 @@ def render(config: TabletopConfig, state: TabletopState) -> Array:
         hit = _draw(hit, thing.shape, state.object_position[index], rotation, size, thing.color, origin, directions)
     hit = _draw_hand(hit, state, origin, directions)
     light = AMBIENT + DIFFUSE * jnp.maximum(hit.cosine, 0.0)
-    light *= 1.0 - SHADOW * _shadow(state, [origin[k] + hit.depth * directions[:, k] for k in range(3)])
+    light *= _unshadowed(state, [origin[k] + hit.depth * directions[:, k] for k in range(3)])
     red, green, blue = (jnp.round(255.0 * jnp.clip(c * light, 0.0, 1.0)).astype(jnp.uint32) for c in hit.color)
     # One word per pixel behind a barrier: otherwise XLA casts every ray once per colour channel.
     packed = jax.lax.optimization_barrier(red | green << 8 | blue << 16)
@@ -148,19 +148,20 @@ def _cast_sphere(start, ray, half, light) -> tuple[Array, Array]:
     return jnp.where((root > 0.0) & (depth > 0.0), depth, FAR), cosine
 
 
-def _shadow(state: TabletopState, point: list[Array]) -> Array:
-    """Share of the light [P] that bodies above the points take."""
+def _unshadowed(state: TabletopState, point: list[Array]) -> Array:
+    """Share of the light [P] that bodies above the points let through."""
     centres = jnp.concatenate([state.object_position, state.hand_position[None]])
     radii = np.append(RADIUS, 0.03)
     bottoms = centres[:, 2] - np.append(HALF_HEIGHT, 0.01)
+    strengths = [OBJECT_SHADOW] * len(OBJECTS) + [HAND_SHADOW]
     light = 1.0
-    for centre, radius, bottom in zip(centres, radii, bottoms):
+    for centre, radius, bottom, strength in zip(centres, radii, bottoms, strengths):
         height = bottom - point[2]
         distance = jnp.sqrt((point[0] - centre[0]) ** 2 + (point[1] - centre[1]) ** 2 + 1e-12)
         softness = 0.006 + 0.06 * jnp.maximum(height, 0.0)
         cover = jnp.clip((radius + 0.004 - distance) / softness + 0.5, 0.0, 1.0)
-        light *= 1.0 - jnp.where(height > -0.002, cover, 0.0)
-    return 1.0 - light
+        light *= 1.0 - jnp.where(height > -0.002, strength * cover, 0.0)
+    return light
 
 
 def _yaw_matrix(yaw: Array) -> Array:
