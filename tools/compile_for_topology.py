@@ -42,7 +42,7 @@ from worldenv_jax.policy import (  # noqa: E402
     policy_distribution,
 )
 from worldenv_jax.reflector import ReflectorConfig, init_reflector, make_reflector_fns  # noqa: E402
-from worldenv_jax.rollout import RolloutConfig, RolloutParams, imagine_rollout  # noqa: E402
+from worldenv_jax.rollout import RolloutConfig, RolloutParams, imagine_rollout, repeat_starts  # noqa: E402
 from worldenv_jax.simulator import Kinematics, SimulatorConfig, init_simulator, make_simulator_fns  # noqa: E402
 from worldenv_jax.training.post_training import PostTrainingConfig, make_update  # noqa: E402
 from worldenv_jax.training.train_state import OptimizerConfig, init_train_state, trainable_mask  # noqa: E402
@@ -87,14 +87,15 @@ class Plan:
     def update(self, statistics: Statistics, state: Any, key: Any, rollout: Rollout) -> Any:
         """The LOOP-PPO update of one iteration."""
         distribution = functools.partial(policy_distribution, self.policy)
-        read = lambda params, observation: distribution(params, statistics, observation)
+        read = lambda params, observation: distribution(params, statistics, meshes.constrain_batch(observation))
         return make_update(read, laplace_log_prob, self.training, LoopConfig(), self.samples)(state, key, rollout)
 
     def rollout(self, statistics: Statistics, params: RolloutParams, key: Any, starts: Starts) -> Rollout:
         """One imagined batch."""
         simulator = make_simulator_fns(self.simulator, statistics, Kinematics.osc_pose())
         policy, reflector = make_policy_fn(self.policy, statistics), make_reflector_fns(self.reflector)
-        config = RolloutConfig(num_chunks=self.chunks, samples=self.samples)
+        starts = meshes.constrain_batch(repeat_starts(starts, self.samples))
+        config = RolloutConfig(num_chunks=self.chunks, samples=1)
         return imagine_rollout(policy, simulator, reflector, params, key, starts, config)
 
     def arguments_of(self, program: str, mesh: meshes.Mesh) -> tuple[Any, ...]:
@@ -309,7 +310,8 @@ def main() -> int:
             if resident > MEMORY[generation]:
                 row |= {"fits": False, "error": f"the parameters alone take {resident / GIB:.1f} GiB per device"}
             else:
-                row |= compile_program(getattr(plan, program), inputs)
+                with jax.set_mesh(mesh):
+                    row |= compile_program(getattr(plan, program), inputs)
                 used = sum(row.get(key, math.inf) for key in ("argument_gib", "temporary_gib", "output_gib"))
                 row |= {"fits": used * GIB <= MEMORY[generation], "replicated": replicated(inputs)}
             print(json.dumps(row), flush=True)

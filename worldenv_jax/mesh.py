@@ -36,6 +36,17 @@ DEFAULT_RULES: Rules = (
 )
 
 
+def constrain_batch(tree: Any) -> Any:
+    """Keeps the leading axis of arrays inside a jitted function split over `data` and `fsdp`.
+
+    A gather of rows (a shuffled minibatch, repeated starts) makes the compiler give every device all of them; this
+    call after it undoes that. Without a mesh (`with jax.set_mesh(mesh)`) around the call it changes nothing.
+    """
+    if set(AXES) - set(jax.sharding.get_abstract_mesh().axis_names):
+        return tree
+    return jax.lax.with_sharding_constraint(tree, BATCH)
+
+
 @dataclasses.dataclass(frozen=True)
 class Placement:
     """Where one array goes and why."""

@@ -93,6 +93,18 @@ def test_batch_rows_lie_on_their_devices():
     np.testing.assert_array_equal(np.asarray(batch), rows)
 
 
+def test_shuffled_rows_stay_split_where_that_is_asked_for():
+    mesh = meshes.make_mesh(2, 4, 1)
+    rows = meshes.shard_batch(np.arange(64, dtype=np.float32).reshape(16, 4), mesh)
+    order = np.random.default_rng(0).permutation(16)
+    shuffle = jax.jit(lambda x: meshes.constrain_batch({"x": x[order]})["x"])
+    with jax.set_mesh(mesh):
+        shuffled = shuffle(rows)
+    assert {shard.data.shape for shard in shuffled.addressable_shards} == {(2, 4)}
+    np.testing.assert_array_equal(np.asarray(shuffled), np.asarray(rows)[order])
+    np.testing.assert_array_equal(meshes.constrain_batch(np.ones(3)), np.ones(3))  # no mesh, nothing to do
+
+
 def test_checkpoint_of_one_layout_goes_on_in_another(tmp_path, one_device):
     mesh, other = meshes.make_mesh(8, 1, 1), meshes.make_mesh(2, 2, 2)
     state, _ = train(mesh, 20)
