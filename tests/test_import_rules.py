@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "worldenv_jax"
 MODELS = {"types", "networks"}
 PURE_DATA = {"data.tokenizer", "data.image_transforms"}  # functions of text and of images, no episodes
 LIBRARY = {"types", "networks", "policy", "simulator", "reflector", "rollout", "loop_ppo", "mesh", "checkpoints",
-           "metrics", "overrides", "data", "envs", "weights", "manifest"}  # fmt: skip
+           "metrics", "overrides", "data", "envs", "weights", "manifest", "params_file"}  # fmt: skip
 ALLOWED = {
     "types": set(),
     "errors": set(),
@@ -30,6 +30,7 @@ ALLOWED = {
     "checkpoints": {"types", "overrides"},
     "metrics": {"types"},
     "manifest": set(),
+    "params_file": {"types"},
     "data": {"types"},
     "envs": {"types", "data"},
     "weights": MODELS | {"policy", "simulator", "reflector"},
