@@ -18,13 +18,13 @@ from worldenv_jax.policy import diffusion as schedule
 from worldenv_jax.policy.functions import apply_policy, ddim_trajectory
 from worldenv_jax.policy.laplace import clip_log_scale
 from worldenv_jax.policy.model import Hidden, Inputs, Policy
-from worldenv_jax.types import Params, Statistics, Text
+from worldenv_jax.types import ACTION_DIM, PROPRIO_DIM, Params, Statistics, Text
 from worldenv_jax.weights import openvla_oft as tables
 from worldenv_jax.weights.name_tables import export_tensors, import_params
-from worldenv_jax.weights.openvla_folder import statistics_of
 from worldenv_jax.weights.safetensors_files import open_safetensors
 
 HIDDEN, PROJECTED, LOSS, EXACT = 3e-5, 5e-6, 1e-6, 1e-6
+_BOUNDS = ("q01", "q99", "min", "max")
 LOG_PROB, LOG_PROB_UNCLIPPED, DIFFUSION = 2e-4, 1e-3, 3e-4
 
 
@@ -48,7 +48,7 @@ class Checks:
     def __init__(self, fixture: Path, config: dict, inputs: dict[str, np.ndarray]):
         self.fixture, self.raw, self.inputs = fixture, config, inputs
         self.config = policy_config(config)
-        self.statistics = statistics_of(config["norm_stats"][config["norm_stats_key"]], str(fixture))
+        self.statistics = _statistics(config["norm_stats"][config["norm_stats_key"]])
 
     def quantities(self) -> dict[str, Callable[[np.ndarray], Result]]:
         """Name of a reference array -> comparison with it."""
@@ -312,6 +312,16 @@ def _reshaped(ours, reference: np.ndarray) -> np.ndarray:
     return ours.reshape(reference.shape) if ours.size == reference.size else ours
 
 
+def _statistics(entry: dict) -> Statistics:
+    """Quantiles of a statistics entry; a dimension that is constant by its minimum and maximum has equal ones."""
+    bounds = []
+    for group, size in (("action", ACTION_DIM), ("proprio", PROPRIO_DIM)):
+        values = {name: np.asarray(entry.get(group, {}).get(name, np.zeros(size)), np.float32) for name in _BOUNDS}
+        varies = values["min"] < values["max"]
+        bounds += [np.where(varies, values[name], values["min"]) for name in ("q01", "q99")]
+    return Statistics(*(jnp.asarray(bound) for bound in bounds))
+
+
 def _steps(diffusion: dict) -> int:
     """The number of diffusion steps, under whichever of its names the folder has."""
     return max(value for name, value in diffusion.items() if "step" in name and isinstance(value, int))
@@ -346,7 +356,7 @@ def _normalisation(arrays: dict[str, np.ndarray]) -> Iterator[Result]:
                 part: {ours: arrays[f"in_{part}_{theirs}"] for ours, theirs in sources.items()}
                 for part in ("action", "proprio")
             }
-            statistics = statistics_of(entry, "normalisation.npz")
+            statistics = _statistics(entry)
             ours = statistics.normalize_action(raw).clip(-1.0, 1.0)
             ours = ours if group == "action" else statistics.normalize_proprio(proprio)
         else:

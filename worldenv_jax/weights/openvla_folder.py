@@ -8,6 +8,7 @@
 
 In a published folder the adapter is already merged into the model: it is a record, and `load_policy` leaves it alone.
 `load_adapter` is for adapters that are still to be applied, such as RIPT-VLA's on top of an OpenVLA-OFT model.
+`data/statistics.py` reads dataset_statistics.json.
 """
 
 import dataclasses
@@ -22,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from worldenv_jax.policy.config import PolicyConfig
-from worldenv_jax.types import ACTION_DIM, PROPRIO_DIM, Params, Statistics
+from worldenv_jax.types import Params
 from worldenv_jax.weights import openvla_oft as tables
 from worldenv_jax.weights.name_tables import Row, Tensors, bind, export_tensors, import_params
 from worldenv_jax.weights.safetensors_files import INDEX, open_safetensors, save_safetensors
@@ -178,47 +179,6 @@ def read_config(folder: Path, config: PolicyConfig) -> PolicyConfig:
         for name, tower in zip(("dino", "siglip"), towers):
             changes[f"{name}_mean"], changes[f"{name}_std"] = tuple(tower["mean"]), tuple(tower["std"])
     return dataclasses.replace(config, **changes)
-
-
-def read_statistics(path: Path, key: str | None = None) -> Statistics:
-    """Reads one robot's entry of dataset_statistics.json.
-
-    Args:
-        key: of the data set; None where the file has one only.
-
-    Raises: ValueError where the key is missing or ambiguous, or the entry is for a robot of other dimensions.
-    """
-    stored = json.loads(path.read_text())
-    key = next(iter(stored)) if key is None and len(stored) == 1 else key
-    if key not in stored:
-        raise ValueError(f"{path} has statistics for {sorted(stored)}, none for {key!r}: name one of them")
-    return statistics_of(stored[key], f"{path} ({key})")
-
-
-def statistics_of(entry: Mapping, source: str) -> Statistics:
-    """One entry of dataset_statistics.json as Statistics.
-
-    Raises: ValueError listing what does not fit a 7-D action and 8-D proprioception.
-    """
-    sizes = {"action": ACTION_DIM, "proprio": PROPRIO_DIM}
-    wrong = [
-        f"{group}.{name}: got {len(entry.get(group, {}).get(name, ()))} values, expected {size}"
-        for group, size in sizes.items()
-        for name in ("q01", "q99")
-        if len(entry.get(group, {}).get(name, ())) != size
-    ]
-    mask = list(entry.get("action", {}).get("mask", [True] * 6 + [False]))
-    if mask != [True] * 6 + [False]:
-        wrong.append(f"action.mask: got {mask}, expected six times true, then false (the gripper)")
-    if wrong:
-        raise ValueError(f"the statistics of {source} are for another robot: " + "; ".join(wrong))
-    bounds = []
-    for group in sizes:
-        values = {name: np.asarray(array, np.float32) for name, array in entry[group].items() if name != "mask"}
-        # A constant dimension is normalised to 0, whatever its quantiles say.
-        constant = values["min"] == values["max"] if "min" in values else np.zeros(sizes[group], bool)
-        bounds += [np.where(constant, values.get("min", 0), values[name]) for name in ("q01", "q99")]
-    return Statistics(*(jnp.asarray(bound, jnp.float32) for bound in bounds))
 
 
 def find_head(folder: Path, name: str) -> Path | None:
