@@ -41,9 +41,9 @@ class _ResBlock(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         groups, dtype = self.config.norm_groups, self.config.dtype
-        hidden = nn.silu(GroupNorm(groups, (1, 2), 1e-6, dtype, name="norm1")(x))
+        hidden = nn.silu(GroupNorm(groups, 1e-6, 1, dtype, name="norm1")(x))
         hidden = conv3x3(self.features, dtype, "conv1")(hidden)
-        hidden = nn.silu(GroupNorm(groups, (1, 2), 1e-6, dtype, name="norm2")(hidden))
+        hidden = nn.silu(GroupNorm(groups, 1e-6, 1, dtype, name="norm2")(hidden))
         hidden = conv3x3(self.features, dtype, "conv2")(hidden)
         if x.shape[-1] != self.features:
             x = nn.Dense(self.features, dtype=dtype, name="skip")(x)
@@ -58,7 +58,7 @@ class _Attention(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         n, height, width, channels = x.shape
-        normed = GroupNorm(self.config.norm_groups, (1, 2), 1e-6, self.config.dtype, name="norm")(x)
+        normed = GroupNorm(self.config.norm_groups, 1e-6, 1, self.config.dtype, name="norm")(x)
         tokens = normed.reshape(n, height * width, channels)
         q, k, v = (nn.Dense(channels, dtype=self.config.dtype, name=name)(tokens)[:, :, None] for name in "qkv")
         mixed = dot_product_attention(q, k, v)[:, :, 0]
@@ -90,7 +90,7 @@ class _Encoder(nn.Module):
                 down = nn.Conv(x.shape[-1], (3, 3), 2, ((0, 1), (0, 1)), dtype=config.dtype, name=f"level{level}_down")
                 x = down(x)
         x = _Middle(config, name="middle")(x)
-        x = nn.silu(GroupNorm(config.norm_groups, (1, 2), 1e-6, config.dtype, name="norm_out")(x))
+        x = nn.silu(GroupNorm(config.norm_groups, 1e-6, 1, config.dtype, name="norm_out")(x))
         return conv3x3(2 * config.latent_channels, config.dtype, "conv_out")(x)
 
 
@@ -108,7 +108,7 @@ class _Decoder(nn.Module):
                 x = _ResBlock(config, config.channels * config.multipliers[level], name=f"level{level}_block{i}")(x)
             if level > 0:
                 x = conv3x3(x.shape[-1], config.dtype, f"level{level}_up")(upsample(x))
-        x = nn.silu(GroupNorm(config.norm_groups, (1, 2), 1e-6, config.dtype, name="norm_out")(x))
+        x = nn.silu(GroupNorm(config.norm_groups, 1e-6, 1, config.dtype, name="norm_out")(x))
         return depth_to_space(conv3x3(3 * config.patch**2, config.dtype, "conv_out")(x), config.patch)
 
 

@@ -95,18 +95,18 @@ class SimulatorConfig:
     @classmethod
     def debug(cls) -> "SimulatorConfig":
         """As small as it gets: 32 px, chunks of 4; compiles in seconds."""
-        config = _small(32, 4, AutoencoderConfig(8, (1, 2), 1, 4, 4, 4), 16, (1, 2), (1,), 32)
+        config = _small(32, 4, AutoencoderConfig(8, (1, 2), 1, 4, 4, 4), 16, (1, 2), (1,), 32, 16)
         return replace(config, ddim_steps=2, max_chunks=4)
 
     @classmethod
     def tabletop(cls) -> "SimulatorConfig":
         """One 64 px view, chunks of 8: minutes on a CPU."""
-        return _small(64, 8, AutoencoderConfig(32, (1, 2, 2), 1, 8, 2, 8), 32, (1, 2), (0, 1), 64)
+        return _small(64, 8, AutoencoderConfig(64, (1, 1), 1, 8, 4, 8), 32, (1, 2), (0, 1), 64)
 
     @classmethod
     def libero_small(cls) -> "SimulatorConfig":
         """128 px, agentview and wrist, chunks of 8: one GPU, or a patient CPU."""
-        config = _small(128, 8, AutoencoderConfig(48, (1, 2, 2), 1, 8, 2, 8), 64, (1, 2, 2), (0, 1), 128)
+        config = _small(128, 8, AutoencoderConfig(64, (1, 1), 1, 8, 4, 8), 64, (1, 2, 2), (0, 1), 128)
         return replace(config, views=2, hand_views=(1,), max_chunks=64)
 
     @classmethod
@@ -126,6 +126,7 @@ def _small(
     multipliers: tuple[int, ...],
     attention_levels: tuple[int, ...],
     width: int,
+    head_dim: int = 32,
 ) -> SimulatorConfig:
     """A preset that trains from scratch, for one arm."""
     autoencoder = replace(autoencoder, kl_weight=1e-4)
@@ -141,8 +142,8 @@ def _small(
             multipliers=multipliers,
             res_blocks=1,
             attention_levels=attention_levels,
-            head_dim=16,
-            init_attention_heads=2,
+            head_dim=head_dim,
+            init_attention_heads=channels // head_dim,
             context_width=width,
             latent_channels=autoencoder.latent_channels,
             condition_channels=condition,

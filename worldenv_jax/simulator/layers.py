@@ -4,6 +4,8 @@
 Sources: Rombach et al. 2022 (latent diffusion), DynamiCrafter (Apache-2.0). Norms and softmax run in float32.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -13,14 +15,14 @@ from worldenv_jax.types import Array
 
 
 class GroupNorm(nn.Module):
-    """Normalises over `axes` and the channels of a group; `axes` excludes the channel axis, which is last.
+    """Normalises over the channels of a group and over all axes but the first `lead`; channels are last.
 
     The variance is taken around the mean in a second pass: nearly flat images (action maps) lose it otherwise.
     """
 
     groups: int
-    axes: tuple[int, ...]
     eps: float
+    lead: int = 1
     dtype: str = "float32"
 
     @nn.compact
@@ -28,12 +30,17 @@ class GroupNorm(nn.Module):
         channels = x.shape[-1]
         scale = self.param("scale", nn.initializers.ones, (channels,))
         bias = self.param("bias", nn.initializers.zeros, (channels,))
-        grouped = x.astype(jnp.float32).reshape(*x.shape[:-1], self.groups, channels // self.groups)
-        axes = (*self.axes, grouped.ndim - 1)
-        centred = grouped - grouped.mean(axes, keepdims=True)
-        variance = jnp.square(centred).mean(axes, keepdims=True)
+        # Pixels first, then the few channels of a group: four times as fast on a CPU as both at once.
+        flat = x.astype(jnp.float32).reshape(math.prod(x.shape[: self.lead]), -1, channels)
+        centred = flat - self._group_mean(flat)
+        variance = self._group_mean(jnp.square(centred))
         normed = (centred * jax.lax.rsqrt(variance + self.eps)).reshape(x.shape)
         return (normed * scale + bias).astype(self.dtype)
+
+    def _group_mean(self, x: Array) -> Array:
+        """[N, M, C] to the mean of each group, [N, 1, C]."""
+        mean = x.mean(1).reshape(len(x), self.groups, -1).mean(-1, keepdims=True)
+        return jnp.repeat(mean, x.shape[-1] // self.groups, axis=-1).reshape(len(x), 1, -1)
 
 
 def conv3x3(features: int, dtype: str, name: str | None = None, stride: int = 1, zero: bool = False) -> nn.Conv:
@@ -99,16 +106,16 @@ class ResBlock(nn.Module):
         lead, dtype = x.shape[:2], self.dtype
         shift = nn.Dense(self.features, dtype=dtype, name="embedding")(embedding)
         x = x.reshape(-1, *x.shape[2:])
-        hidden = nn.silu(GroupNorm(self.groups, (1, 2), 1e-5, dtype, name="norm1")(x))
+        hidden = nn.silu(GroupNorm(self.groups, 1e-5, 1, dtype, name="norm1")(x))
         hidden = conv3x3(self.features, dtype, "conv1")(hidden) + shift.reshape(-1, 1, 1, self.features)
-        hidden = nn.silu(GroupNorm(self.groups, (1, 2), 1e-5, dtype, name="norm2")(hidden))
+        hidden = nn.silu(GroupNorm(self.groups, 1e-5, 1, dtype, name="norm2")(hidden))
         hidden = conv3x3(self.features, dtype, "conv2", zero=True)(hidden)
         if x.shape[-1] != self.features:
             x = nn.Dense(self.features, dtype=dtype, name="skip")(x)
         x = (x + hidden).reshape(*lead, *hidden.shape[1:])
         hidden = x
         for i in range(4):
-            hidden = nn.silu(GroupNorm(self.groups, (1, 2, 3), 1e-5, dtype, name=f"temporal_norm{i + 1}")(hidden))
+            hidden = nn.silu(GroupNorm(self.groups, 1e-5, 1, dtype, name=f"temporal_norm{i + 1}")(hidden))
             hidden = CausalTemporalConv(dtype, zero=i == 3, name=f"temporal_conv{i + 1}")(hidden)
         return x + hidden
 
@@ -179,7 +186,7 @@ class SpatialTransformer(nn.Module):
     dtype: str
 
     def setup(self):
-        self.norm = GroupNorm(self.groups, (2, 3), 1e-6, self.dtype)
+        self.norm = GroupNorm(self.groups, 1e-6, 2, self.dtype)
         self.proj_in = nn.Dense(self.width, dtype=self.dtype)
         self.block = TransformerBlock(self.width, self.heads, self.dtype)
         self.proj_out = nn.Dense(self.width, dtype=self.dtype, kernel_init=nn.initializers.zeros)
@@ -212,7 +219,7 @@ class TemporalTransformer(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         batch, views, frames, height, width, channels = x.shape
-        normed = GroupNorm(self.groups, (1, 2, 3, 4), 1e-6, self.dtype, name="norm")(x)
+        normed = GroupNorm(self.groups, 1e-6, 1, self.dtype, name="norm")(x)
         tokens = jnp.moveaxis(normed, 2, 4).reshape(-1, frames, channels)
         tokens = nn.Dense(self.inner, dtype=self.dtype, name="proj_in")(tokens)
         block = TransformerBlock(self.inner, self.heads, self.dtype, name="block")

@@ -162,7 +162,7 @@ class VideoUNet(nn.Module):
         ]
         self.middle = block(config, layout.middle)
         self.up = [block(config, stage, name=stage.name) for stage in layout.up]
-        self.norm_out = GroupNorm(config.norm_groups, (3, 4), 1e-5, config.dtype)
+        self.norm_out = GroupNorm(config.norm_groups, 1e-5, 3, config.dtype)
         self.conv_out = conv3x3(config.latent_channels, config.dtype, zero=True)
 
     def prepare(
