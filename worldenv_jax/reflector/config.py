@@ -68,10 +68,10 @@ class ReflectorConfig:
 
     @classmethod
     def tabletop(cls) -> "ReflectorConfig":
-        """One 64 px view, 16 tokens per frame."""
-        vision = ViTConfig(64, 8, 64, 3, 4, 192)
+        """One 64 px view, 4 tokens per frame."""
+        vision = ViTConfig(64, 8, 64, 3, 2, 128, activation="quick_gelu")
         language = LlamaConfig(SMALL_VOCABULARY, 96, 192, 2, 4, 2, **_SMALL)
-        return cls(_small(vision, language, 4), 64, max_frames=49)
+        return cls(_small(vision, language, 2), 64, max_frames=49, text_length=16)
 
     @classmethod
     def libero_small(cls) -> "ReflectorConfig":
