@@ -174,6 +174,7 @@ def change_features(shard, **changes):
         ({"steps/observation/image": [b""] * 3}, "frames in the views, 6 actions"),
         ({"steps/observation/state": []}, "not an episode"),
         ({"steps/language_instruction": []}, "not an episode"),
+        ({"steps/language_instruction": np.array([10**12])}, "got 1 numbers, expected byte strings"),
         ({"episode_metadata/environment": [b"PK"]}, "environment state is damaged"),
     ],
 )

@@ -37,9 +37,11 @@ def read_demonstrations(path: Path | str, task: int = -1, split: str = "train") 
     Raises:
         DataError: not such a file, or a demonstration in it is damaged (earlier ones have been yielded).
     """
-    import h5py
-
     path = Path(path)
+    try:
+        import h5py
+    except ImportError as error:
+        raise DataError(path, 'reading HDF5 needs the extra: pip install "worldenv-jax[libero]"') from error
     try:
         with h5py.File(path) as file:
             demonstrations = file["data"]

@@ -160,7 +160,7 @@ def _damaged_record(file: TFRecordFile | ArrayRecordFile, record: int) -> Iterat
         yield
     except DataError:
         raise
-    except (KeyError, ValueError, IndexError, TypeError, AttributeError) as error:
+    except (LookupError, ValueError, TypeError, AttributeError, OverflowError) as error:
         raise DataError(file.path, f"{file.where(record)}: not an episode: {error}") from error
 
 

@@ -180,13 +180,13 @@ def decode_episode(example: Mapping[str, Feature], keys: StepKeys, split: str, p
         KeyError, ValueError: a feature is missing or its size does not fit.
     """
     ours = "steps/success" in example
-    views = [example[f"steps/{key}"] for key in keys.images]
+    views = [_byte_strings(example[f"steps/{key}"]) for key in keys.images]
     actions = example[f"steps/{keys.action}"].reshape(-1, ACTION_DIM)
     steps = len(actions)
     proprio = np.concatenate([example[f"steps/{k}"].reshape(steps, -1) for k in keys.proprio], axis=1)
     if any(len(view) != steps for view in views):
         raise ValueError(f"{[len(view) for view in views]} frames in the views, {steps} actions")
-    columns = {"instruction": bytes(example[f"steps/{keys.instruction}"][0]).decode(), "split": split}
+    columns = {"instruction": _text(example[f"steps/{keys.instruction}"]), "split": split}
     if ours:
         return Episode(
             images=EncodedFrames(views, path),
@@ -230,23 +230,33 @@ def decode_summary(example: Mapping[str, Feature], keys: StepKeys, split: str) -
     return EpisodeSummary(
         num_steps=example[f"steps/{keys.action}"].size // ACTION_DIM - ours,
         succeeded=bool(reached.any()),
-        instruction=bytes(example[f"steps/{keys.instruction}"][0]).decode(),
+        instruction=_text(example[f"steps/{keys.instruction}"]),
         task=int(example["episode_metadata/task"][0]) if ours else _UNKNOWN,
         split=split,
-        actor=bytes(example["episode_metadata/actor"][0]).decode() if ours else _FOREIGN_ACTOR,
+        actor=_text(example["episode_metadata/actor"]) if ours else _FOREIGN_ACTOR,
     )
 
 
 def _decode_metadata(example: Mapping[str, Feature]) -> dict:
-    values = {k.split("/")[1]: v[0] for k, v in example.items() if k.startswith("episode_metadata/")}
+    values = {k.split("/")[1]: v for k, v in example.items() if k.startswith("episode_metadata/")}
     return {
-        "task": int(values["task"]),
-        "seed": int(values["seed"]),
-        "starts": bytes(values["starts"]).decode(),
-        "actor": bytes(values["actor"]).decode(),
-        "noise": float(str(values["noise"])),  # the shortest decimal: 0.3 comes back as 0.3
-        "environment": _unpack_arrays(values["environment"]),
+        "task": int(values["task"][0]),
+        "seed": int(values["seed"][0]),
+        "starts": _text(values["starts"]),
+        "actor": _text(values["actor"]),
+        "noise": float(str(values["noise"][0])),  # the shortest decimal: 0.3 comes back as 0.3
+        "environment": _unpack_arrays(_byte_strings(values["environment"])[0]),
     }
+
+
+def _byte_strings(feature: Feature) -> list[memoryview]:
+    if not isinstance(feature, list):
+        raise ValueError(f"got {len(feature)} numbers, expected byte strings")
+    return feature
+
+
+def _text(feature: Feature) -> str:
+    return bytes(_byte_strings(feature)[0]).decode()
 
 
 def _encoded_views(images: np.ndarray | EncodedFrames, encoding: str) -> list[list[bytes]]:
