@@ -22,7 +22,7 @@ SECONDS_BETWEEN_LINES = 10.0  # of progress, where there is no terminal
 
 
 class Writer(Protocol):
-    """A sink for scalar metrics. `resume` is called once, before the first `write`."""
+    """A sink for scalar metrics. A resumed run calls `resume` before its first `write`."""
 
     def resume(self, step: int) -> None:
         """Drops what was written for steps after `step`."""
@@ -86,12 +86,11 @@ class TensorBoardWriter:
         self._events: Any = None
 
     def resume(self, step: int) -> None:
-        from tensorboardX import SummaryWriter
-
-        with files.disk_errors(self._folder):
-            self._events = SummaryWriter(self._folder, purge_step=step + 1, write_to_disk=True)
+        self._open(purge_step=step + 1)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        if self._events is None:
+            self._open(purge_step=None)
         with files.disk_errors(self._folder):
             for key, value in metrics.items():
                 self._events.add_scalar(key, value, step)
@@ -99,6 +98,12 @@ class TensorBoardWriter:
     def close(self) -> None:
         if self._events is not None:
             self._events.close()
+
+    def _open(self, purge_step: int | None) -> None:
+        from tensorboardX import SummaryWriter
+
+        with files.disk_errors(self._folder):
+            self._events = SummaryWriter(self._folder, purge_step=purge_step)
 
 
 class WandbWriter:

@@ -5,6 +5,7 @@ A batch is a function of the step number alone, and the state carries the key an
 stopped anywhere and resumed ends with the same bits as one that was not.
 """
 
+import os
 import signal
 import sys
 import time
@@ -53,6 +54,7 @@ class StopSignal:
         if self._number == signal.SIGINT == number:
             raise KeyboardInterrupt
         self._number = number
+        os.write(2, b"stopping after this step\n")  # print is not safe inside a signal handler
 
 
 def run_stage(
