@@ -23,6 +23,7 @@ import numpy as np
 
 from worldenv_jax.envs.libero import installation
 from worldenv_jax.envs.libero.cameras import policy_frame, read_cameras
+from worldenv_jax.envs.libero.scene import Scene
 from worldenv_jax.envs.protocol import libero_protocol, start_seed
 from worldenv_jax.types import Camera, EpisodeSpec
 
@@ -118,21 +119,23 @@ class Simulation:
     def _begin_shifted(self, start: Start, rng: np.random.Generator) -> Start:
         """Moves target and receptacle in x and y and the arm's joints, such that the scene still stands.
 
-        Objects only: fixtures stay where the start has them.
+        Objects only: fixtures stay where the start has them. What an object touches (the box it stands on) moves
+        with it.
 
         Raises:
           RuntimeError: no draw left the scene standing.
         """
         self._settle(start)
         movable = sorted(self.env.objects_dict)
-        shifted = [movable.index(name) for name in self._shifted_objects()]
+        groups = self._shifted_groups()
         bodies = [self.env.obj_body_id[name] for name in movable]
         addresses = [self.model.joint(self.env.objects_dict[name].joints[-1]).qposadr[0] for name in movable]
         rest_position, rest_up = self.data.xpos[bodies].copy(), self.data.xmat[bodies][:, 6:9].copy()
         for draw in range(_SHIFT_DRAWS):
             half = self.protocol.shift_position * 0.85 ** max(0, draw - _FULL_SHIFT_DRAWS)
             offsets = np.zeros((len(movable), 3))
-            offsets[shifted, :2] = rng.uniform(-half, half, (len(shifted), 2))
+            for group in groups:
+                offsets[[movable.index(name) for name in group], :2] = rng.uniform(-half, half, 2)
             state = start.state.copy()
             for offset, address in zip(offsets, addresses):
                 state[1 + address : 1 + address + 3] += offset
@@ -145,12 +148,19 @@ class Simulation:
                 return start._replace(state=state)
         raise RuntimeError(f"{self.suite} task {self.task}: no shifted start leaves the scene standing")
 
-    def _shifted_objects(self) -> list[str]:
-        """The movable objects that the goal names, directly or through one of their regions."""
+    def _shifted_groups(self) -> list[set[str]]:
+        """The movable objects that the goal names, directly or through a region, each with those it touches."""
+        objects, sites = self.env.objects_dict.keys(), self.env.object_sites_dict
         names = {name for goal in self.env.parsed_problem["goal_state"] for name in goal[1:]}
-        sites = self.env.object_sites_dict
         names |= {sites[name].parent_name for name in names if name in sites}
-        return sorted(names & self.env.objects_dict.keys())
+        owner = {body: name for name in objects for body in Scene(self.env).bodies(name)}
+        bodies = self.model.geom_bodyid[self.data.contact.geom]
+        touching = [{owner.get(first), owner.get(second)} for first, second in bodies]
+        groups = []
+        for name in sorted(names & objects):
+            if not any(name in group for group in groups):
+                groups.append({name}.union(*(pair for pair in touching if name in pair)) - {None})
+        return groups
 
     # -- steps and frames -----------------------------------------------------------------------------------------
 
