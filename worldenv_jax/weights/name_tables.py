@@ -113,19 +113,23 @@ def bind(rows: list[Row], abstract: Params) -> dict[str, Entry]:
     return dict(sorted(entries.items(), key=lambda item: order[item[1].path]))
 
 
-def check_names(expected: Mapping[str, tuple], found: Mapping[str, tuple], source: str) -> None:
-    """Compares foreign names and shapes.
-
-    Raises: ValueError with every missing, unexpected and misshapen name, all at once.
-    """
+def name_differences(expected: Mapping[str, tuple], found: Mapping[str, tuple]) -> list[str]:
+    """One line for every foreign name that is missing, unexpected or misshapen; both map names to shapes."""
     lines = [f"missing     {name} {tuple(expected[name])}" for name in sorted(set(expected) - set(found))]
     lines += [f"unexpected  {name} {tuple(found[name])}" for name in sorted(set(found) - set(expected))]
-    lines += [
+    return lines + [
         f"misshapen   {name}: got {tuple(found[name])}, expected {tuple(expected[name])}"
         for name in sorted(set(expected) & set(found))
         if tuple(found[name]) != tuple(expected[name])
     ]
-    if lines:
+
+
+def check_names(expected: Mapping[str, tuple], found: Mapping[str, tuple], source: str) -> None:
+    """Compares foreign names and shapes.
+
+    Raises: ValueError with all `name_differences` at once.
+    """
+    if lines := name_differences(expected, found):
         raise ValueError(f"{source} does not fit the configured model ({len(lines)} names):\n  " + "\n  ".join(lines))
 
 

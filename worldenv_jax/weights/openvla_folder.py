@@ -25,7 +25,7 @@ import numpy as np
 from worldenv_jax.policy.config import PolicyConfig
 from worldenv_jax.types import Params
 from worldenv_jax.weights import openvla_oft as tables
-from worldenv_jax.weights.name_tables import Row, Tensors, bind, export_tensors, import_params
+from worldenv_jax.weights.name_tables import Row, Tensors, bind, export_tensors, import_params, name_differences
 from worldenv_jax.weights.safetensors_files import INDEX, open_safetensors, save_safetensors
 from worldenv_jax.weights.torch_files import load_torch_file, save_torch_file
 
@@ -45,18 +45,27 @@ def load_policy(
 
     Returns: {"params", "unused"}. A scale head that the folder lacks is left out: OpenVLA-OFT has none.
 
-    Raises: ValueError listing every missing, unexpected and misshapen name of the first file that does not fit.
+    Raises: ValueError listing every missing, unexpected and misshapen name of all files together.
     """
-    abstract = tables.abstract_model(config)
-    tensors = open_safetensors(folder)
-    params = import_params(tables.model_rows(config), abstract, tensors, str(folder), shardings, dtype)
-    for name in tables.head_rows(config):
-        path = find_head(folder, name)
-        if path is None and name == "scale_head":
-            continue
-        if path is None:
-            raise ValueError(f"{folder} has no {name}--*.pt, which the policy config asks for")
-        params["params"] |= load_head(path, config, name, shardings, dtype)
+    parts = {"model": (tables.model_rows(config), tables.abstract_model(config), open_safetensors(folder))}
+    problems = []
+    for name, rows in tables.head_rows(config).items():
+        if path := find_head(folder, name):
+            tensors = Tensors.from_arrays(flat_head(load_torch_file(path), name))
+            parts[path.name] = (rows, tables.abstract_head(config, name), tensors)
+        elif name != "scale_head":
+            problems.append(f"missing     {name}--*.pt")
+    for source, (rows, abstract, tensors) in parts.items():
+        expected = {name: entry.shape for name, entry in bind(rows, abstract).items()}
+        problems += [f"{line}  [{source}]" for line in name_differences(expected, tensors.shapes)]
+    if problems:
+        raise ValueError(
+            f"{folder} does not fit the policy config ({len(problems)} names):\n  " + "\n  ".join(problems)
+        )
+    params = {"params": {}}
+    for source, (rows, abstract, tensors) in parts.items():
+        part = import_params(rows, abstract, tensors, source, _select(shardings, abstract), dtype)
+        params = {**params, **part, "params": params["params"] | part["params"]}
     return params
 
 
@@ -68,9 +77,9 @@ def load_head(
     Accepts the original layout (names with or without DistributedDataParallel's "module."), RIPT-VLA's scale head
     ({"scale_trunk", "log_b_head"}) and RIPT-VLA's `openvla_headers.pt` ({"action_header", "scale_header"}).
     """
-    tensors = Tensors.from_arrays(_flat_head(load_torch_file(path), name))
+    tensors = Tensors.from_arrays(flat_head(load_torch_file(path), name))
     abstract = tables.abstract_head(config, name)
-    placed = None if shardings is None else {"params": {name: shardings["params"][name]}}
+    placed = _select(shardings, abstract)
     return import_params(tables.head_rows(config)[name], abstract, tensors, str(path), placed, dtype)["params"]
 
 
@@ -187,13 +196,20 @@ def find_head(folder: Path, name: str) -> Path | None:
     return max(folder.glob(f"{name}--*.pt"), key=step, default=None)
 
 
-def _flat_head(stored: Mapping, name: str) -> dict[str, np.ndarray]:
+def flat_head(stored: Mapping, name: str) -> dict[str, np.ndarray]:
     """One flat dictionary of tensors from any of the three layouts."""
     stored = stored.get({"action_head": "action_header", "scale_head": "scale_header"}.get(name, name), stored)
     if "scale_trunk" in stored:
         parts = {"trunk.": stored["scale_trunk"], "log_b_head.": stored["log_b_head"]}
         stored = {prefix + key: array for prefix, part in parts.items() for key, array in part.items()}
     return {re.sub(r"(^|\.)module\.", r"\1", key): array for key, array in stored.items()}
+
+
+def _select(shardings: Params | None, abstract: Params) -> Params | None:
+    """The part of `shardings` that has the nesting of `abstract`."""
+    if shardings is None:
+        return None
+    return {key: {name: shardings[key][name] for name in names} for key, names in abstract.items()}
 
 
 def _dtypes(rows: list[Row], params: Params) -> dict[str, str]:
