@@ -27,7 +27,9 @@ class Expert:
 
     def actions(self) -> Motion:
         """Environment actions [7], one per control step, until all goals hold or the expert gives up."""
-        goals = sorted(self.scene.goals(), key=lambda goal: _ORDER.get(goal[0], 2))
+        pairs = list(self.objects.slots)
+        goals = sorted(self.scene.goals(), key=lambda goal: pairs.index(goal[1]) if goal[1] in pairs else -1)
+        goals.sort(key=lambda goal: _ORDER.get(goal[0], 2))
         for _ in range(_ROUNDS):
             for goal in goals:
                 if self.scene.holds(goal):

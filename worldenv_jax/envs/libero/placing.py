@@ -19,13 +19,18 @@ class Placement(NamedTuple):
 
 
 def shared_slots(scene: Scene) -> dict[str, int]:
-    """Sides (-1 or +1 in y) for pairs of objects that the goal wants on one region, in the order they stand in."""
+    """Sides (-1 or +1 in y) for pairs of objects that the goal wants on one region, in the order they stand in.
+
+    The dictionary's order is the order to place them in: the far side first, so that nothing passes over a neighbour.
+    """
     slots = {}
-    goals = [goal for goal in scene.goals() if goal[0] == "on"]
-    for receptacle in {goal[2] for goal in goals}:
+    goals = [goal for goal in scene.goals() if goal[0] == "on" and scene.has_region(goal[2])]
+    for receptacle in sorted({goal[2] for goal in goals}):
         sharing = sorted((g[1] for g in goals if g[2] == receptacle), key=lambda name: scene.position(name)[1])
         if len(sharing) == 2:
-            slots |= zip(sharing, (-1, 1))
+            pair = list(zip(sharing, (-1, 1)))
+            from_left = np.mean([scene.position(name)[1] for name in sharing]) < scene.region(receptacle).centre[1]
+            slots |= reversed(pair) if from_left else pair
     return slots
 
 
