@@ -1,0 +1,54 @@
+# Everything a newcomer needs: `make quickstart` and `make test`. Each target sets up what it needs by itself.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip install --disable-pip-version-check --quiet --constraint tools/constraints.txt
+
+.PHONY: quickstart test parity libero test-libero lint notebooks clean
+
+quickstart: $(VENV)/.base
+	$(BIN)/python experiments/quickstart.py
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest -m "not parity and not libero"
+
+# Against PyTorch and transformers (CPU builds); the published reference numbers in ../shared where they exist.
+parity: $(VENV)/.parity
+	$(BIN)/python -m pytest -m parity
+
+# The real LIBERO simulator, lean (no torch), headless.
+libero: $(VENV)/.libero
+
+test-libero: $(VENV)/.dev $(VENV)/.libero
+	$(BIN)/python -m pytest -m libero
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+notebooks: $(VENV)/.dev
+	$(BIN)/python -m pytest --nbmake notebooks/*.ipynb
+
+$(VENV)/bin/python:
+	@echo "creating $(VENV) and installing the pinned packages (1 to 2 minutes)"
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.base: $(VENV)/bin/python pyproject.toml tools/constraints.txt
+	$(PIP) -e .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.base
+	$(PIP) -e '.[dev]'
+	@touch $@
+
+$(VENV)/.parity: $(VENV)/.dev
+	$(PIP) -e '.[parity]'
+	@touch $@
+
+$(VENV)/.libero: $(VENV)/.base tools/setup_libero.sh
+	$(PIP) -e '.[libero]'
+	bash tools/setup_libero.sh $(BIN)/python
+	@touch $@
+
+clean:
+	rm -rf $(VENV) .cache runs

@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Imagines trajectories of a policy and saves them: a GIF each, and an RLDS folder that every loader here can open.
+
+python experiments/imagine.py --config=tabletop --workdir=runs/tabletop --policy=before --count=8
+"""
+
+from absl import flags
+from common import FLAGS, config_from_flags, run_script, workdir_from_flags
+
+from worldenv_jax.training import imagination, pipeline
+
+flags.DEFINE_enum("policy", "before", ["before", "after"], "The cloned policy, or the post-trained one.")
+flags.DEFINE_integer("count", 8, "Trajectories, from first frames of held-out episodes.", lower_bound=1)
+
+MODEL = {"before": "policy", "after": "post_trained"}
+
+
+def main() -> None:
+    """One rollout of the whole batch."""
+    run = pipeline.Run(config_from_flags(), workdir_from_flags())
+    try:
+        pipeline.start(run)
+        episodes = run.exploration[1][: FLAGS.count]
+        folder = imagination.save_imagined(
+            run.config, run.workdir, run.models, run.world, run.workdir.params(MODEL[FLAGS.policy]), episodes
+        )
+        print(f"{len(episodes)} imagined trajectories: {folder}, videos in {run.workdir / 'pictures'}")
+    finally:
+        run.close()
+
+
+if __name__ == "__main__":
+    run_script(main)

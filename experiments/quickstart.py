@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The whole loop: from demonstrations to a policy that is better in the true world, and a report of it.
+
+    python experiments/quickstart.py                      shipped models; gate, post-training, evaluations run live
+    python experiments/quickstart.py --from_scratch       every stage, demonstrations and training included
+    python experiments/quickstart.py --seeds=3 --variants=full,binary_judge      a table over seeds and ablations
+
+Stop it at any time: the same command goes on where it was.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+from absl import flags
+from common import FLAGS, config_from_flags, run_script
+
+from worldenv_jax import files
+from worldenv_jax.configs import ExperimentConfig, apply_variant
+from worldenv_jax.errors import WorldEnvError
+from worldenv_jax.evaluation.summary import aggregate, aggregate_table
+from worldenv_jax.training import pipeline
+
+flags.DEFINE_bool("from_scratch", False, "Train everything instead of using the shipped models.")
+flags.DEFINE_integer("seeds", 1, "Runs with the seeds 0, 1, ...", lower_bound=1)
+flags.DEFINE_list("variants", ["full"], "Rows of the table: full and the ablations of configs.VARIANTS.")
+flags.DEFINE_bool("ignore_gate", False, "Post-train although the gate refuses.")
+
+
+def run_once(config: ExperimentConfig, folder: Path) -> dict:
+    """One seed of one variant, from wherever it was; returns its summary."""
+    run = pipeline.Run(config, folder)
+    try:
+        pipeline.start(run)
+        if FLAGS.from_scratch:
+            names = tuple(pipeline.STAGES)
+        else:
+            names = pipeline.stages_after_pretrained(run)
+        for name in names:
+            result = pipeline.STAGES[name](run)
+            if name == "gate" and not result.passed and not FLAGS.ignore_gate:
+                raise WorldEnvError(result.refusal())
+        return files.read_json(folder / "summary.json")
+    finally:
+        run.close()
+
+
+def main() -> None:
+    """Every seed of every variant; with more than one run, a table over all."""
+    root = Path(FLAGS.workdir or "runs/quickstart")
+    if FLAGS.seeds == 1 and FLAGS.variants == ["full"]:
+        run_once(config_from_flags(), root)
+        return
+    summaries = []
+    for variant in FLAGS.variants:
+        for seed in range(FLAGS.seeds):
+            config = apply_variant(replace(config_from_flags(), seed=seed), variant)
+            summaries.append(run_once(config, root / f"{variant}_seed{seed}"))
+    rows = aggregate(summaries)
+    files.write_json(root / "aggregate.json", rows)
+    print(aggregate_table(rows))
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every setting of an experiment in one frozen tree, and the presets.
+
+A preset is chosen with `--config=<name>` and changed with `--set=group.key=value` (`overrides.py`). The same model
+classes run at every size: `debug` (tests), `tabletop` (a laptop), `libero_debug`, `libero_small` (one GPU or a patient
+CPU), `libero_full` (the paper's sizes).
+"""
+
+import difflib
+from dataclasses import dataclass, field, replace
+
+from worldenv_jax.envs import EnvironmentConfig
+from worldenv_jax.errors import WorldEnvError
+from worldenv_jax.evaluation.gate import GateConfig
+from worldenv_jax.loop_ppo import LoopConfig
+from worldenv_jax.policy import PolicyConfig
+from worldenv_jax.reflector import ReflectorConfig
+from worldenv_jax.rollout import RolloutConfig
+from worldenv_jax.simulator import SimulatorConfig
+from worldenv_jax.training.train_state import OptimizerConfig
+
+
+@dataclass(frozen=True)
+class CollectConfig:
+    """How many episodes of which kind."""
+
+    demonstrations_per_task: int = 5
+    demonstration_noise: float = 0.1  # Laplace scale on the expert's six deltas
+    exploration_per_task: int = 40
+    exploration_scale: float = 1.5  # multiplies the policy's Laplace scale
+    held_out_fraction: float = 0.15  # of the exploration: never trained on, what the gate measures
+    after_success: int = 6  # steps that exploration goes on after a success
+    train_on_exploration: bool = True  # False: the simulator sees demonstrations only (ablation)
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """One supervised stage."""
+
+    steps: int = 1000
+    batch_size: int = 32
+    log_every: int = 20
+    save_every: int = 500
+    optimizer: OptimizerConfig = OptimizerConfig()
+
+
+@dataclass(frozen=True)
+class PostTrainingConfig:
+    """How much RL, and when to stop it."""
+
+    iterations: int = 24
+    starts: int = 8  # S per iteration
+    epochs: int = 1  # passes over the rollouts of an iteration
+    minibatches: int = 4  # updates per pass
+    scale_factor: float = 1.0  # multiplies the policy's scale, in sampling and in scoring alike
+    max_kl: float = 0.2  # an update whose KL to the behaviour policy exceeds this ends the iteration's updates
+    resample_budget: int = 1  # extra rollouts per iteration to replace groups without contrast
+    resample_below: float = 0.5  # ... when fewer than this share of groups has contrast
+    evaluate_every: int = 4  # iterations between held-out estimates; the best parameters are kept
+    held_out_starts: int = 64
+    optimizer: OptimizerConfig = OptimizerConfig()
+
+
+@dataclass(frozen=True)
+class AugmentationConfig:
+    """Of the images during cloning, on the device; zeros switch it off."""
+
+    shift: int = 0  # pixels, any direction, edges replicated
+    brightness: float = 0.0  # +- in [0, 1] units
+    contrast: float = 0.0  # factor 1 +- contrast
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """The measurement in the true world."""
+
+    episodes_per_task: int = 20
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """Devices per axis; 0 for `data` means all that remain."""
+
+    data: int = 1
+    fsdp: int = 1
+    tensor: int = 1
+
+
+@dataclass(frozen=True)
+class ExperimentConfig:
+    """The whole experiment; saved beside every checkpoint."""
+
+    seed: int = 0
+    variant: str = "full"  # name of the row in result tables; the ablations have their own
+    environment: EnvironmentConfig = EnvironmentConfig()
+    collect: CollectConfig = CollectConfig()
+    policy: PolicyConfig = field(default_factory=PolicyConfig.tabletop)
+    simulator: SimulatorConfig = field(default_factory=SimulatorConfig.tabletop)
+    reflector: ReflectorConfig = field(default_factory=ReflectorConfig.tabletop)
+    augmentation: AugmentationConfig = AugmentationConfig()
+    cloning: StageConfig = StageConfig()
+    scale_head: StageConfig = StageConfig()
+    autoencoder: StageConfig = StageConfig()
+    denoiser: StageConfig = StageConfig()
+    reflector_training: StageConfig = StageConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    loop: LoopConfig = LoopConfig()
+    post_training: PostTrainingConfig = PostTrainingConfig()
+    gate: GateConfig = GateConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    mesh: MeshConfig = MeshConfig()
+
+
+def _adam(learning_rate: float, steps: int, weight_decay: float = 0.0, **changes) -> OptimizerConfig:
+    """Warm-up, then cosine to a tenth, over `steps`."""
+    warmup = min(100, max(1, steps // 10))
+    return OptimizerConfig(
+        learning_rate=learning_rate,
+        schedule="cosine",
+        warmup_steps=warmup,
+        decay_steps=max(steps, warmup + 1),
+        final_fraction=0.1,
+        weight_decay=weight_decay,
+        **changes,
+    )
+
+
+def _stage(steps: int, batch_size: int, learning_rate: float, weight_decay: float = 0.0, **changes) -> StageConfig:
+    return StageConfig(steps, batch_size, optimizer=_adam(learning_rate, steps, weight_decay, **changes))
+
+
+SCALE_HEAD = ("scale_head",)  # pattern of the parameters that the second stage of cloning trains
+
+
+def tabletop() -> ExperimentConfig:
+    """The embedded world on a CPU: minutes."""
+    return ExperimentConfig(
+        cloning=_stage(2000, 64, 1e-3, 0.01),
+        scale_head=_stage(200, 64, 1e-3, trainable=SCALE_HEAD),
+        autoencoder=_stage(3000, 32, 1e-3),
+        denoiser=_stage(6000, 16, 5e-4, ema_decay=0.999),
+        reflector_training=_stage(2000, 16, 5e-4, 0.01),
+    )
+
+
+def debug() -> ExperimentConfig:
+    """The embedded world with models that learn nothing but compile in seconds: for tests."""
+    policy = PolicyConfig.debug()
+    stage = lambda **changes: replace(_stage(4, 4, 1e-3, **changes), log_every=1, save_every=1)
+    return ExperimentConfig(
+        environment=EnvironmentConfig(image_size=32, slots=8, tasks=2),
+        collect=CollectConfig(demonstrations_per_task=1, exploration_per_task=2, held_out_fraction=0.5),
+        policy=policy,
+        simulator=SimulatorConfig.debug(),
+        reflector=ReflectorConfig.debug(),
+        cloning=stage(),
+        scale_head=stage(trainable=SCALE_HEAD),
+        autoencoder=stage(),
+        denoiser=stage(),
+        reflector_training=stage(),
+        rollout=RolloutConfig(num_chunks=2, samples=2),
+        post_training=PostTrainingConfig(
+            iterations=4, starts=2, minibatches=2, evaluate_every=2, held_out_starts=2, resample_budget=1
+        ),
+        evaluation=EvaluationConfig(episodes_per_task=2),
+    )
+
+
+PRESETS = {preset.__name__: preset for preset in (tabletop, debug)}
+
+
+def get_config(name: str) -> ExperimentConfig:
+    """The preset of that name.
+
+    Raises:
+      WorldEnvError: no such preset; the message names the nearest one.
+    """
+    if name not in PRESETS:
+        near = difflib.get_close_matches(name, PRESETS, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise WorldEnvError(f"unknown config {name!r}: {hint}presets are {', '.join(PRESETS)}")
+    return PRESETS[name]()
+
+
+# The ablations of the result table (World-Env, table 5 and section 1.4), as changes to any preset.
+VARIANTS = {
+    "full": lambda config: config,
+    "demonstrations_only": lambda config: replace(config, collect=replace(config.collect, train_on_exploration=False)),
+    "binary_judge": lambda config: replace(config, rollout=replace(config.rollout, reward="binary")),
+    "no_early_stop": lambda config: replace(config, rollout=replace(config.rollout, early_stop=False)),
+}
+
+
+def apply_variant(config: ExperimentConfig, name: str) -> ExperimentConfig:
+    """An ablation of a config.
+
+    Raises:
+      WorldEnvError: no such variant.
+    """
+    if name not in VARIANTS:
+        raise WorldEnvError(f"unknown variant {name!r}: variants are {', '.join(VARIANTS)}")
+    return replace(VARIANTS[name](config), variant=name)

@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: Apache-2.0
+"""True worlds: the embedded tabletop (pure JAX) and the LIBERO simulator (MuJoCo in worker processes)."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from worldenv_jax.envs.base import Environment
+
+
+@dataclass(frozen=True)
+class EnvironmentConfig:
+    """The true world: where demonstrations come from and where success is measured."""
+
+    name: Literal["tabletop", "libero"] = "tabletop"
+    suite: str = "libero_object"  # LIBERO only
+    tasks: int = 10  # the first so many tasks
+    image_size: int = 64
+    views: int = 1  # 1: third person; 2: and the wrist camera
+    slots: int = 32  # episodes that run side by side (LIBERO: worker processes)
+    starts: Literal["official", "shifted"] = "shifted"  # of the test episodes
+
+
+def make_environment(config: EnvironmentConfig) -> Environment:
+    """Opens the true world. LIBERO starts its worker processes here; call `close` at the end."""
+    if config.name == "tabletop":
+        from worldenv_jax.envs.tabletop import TabletopConfig, TabletopEnvironment
+
+        return TabletopEnvironment(TabletopConfig(image_size=config.image_size), num_slots=config.slots)
+    from worldenv_jax.envs.libero import LiberoEnvironment
+
+    return LiberoEnvironment(
+        suite=config.suite, image_size=config.image_size, views=config.views, num_slots=config.slots
+    )

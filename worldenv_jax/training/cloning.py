@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Imitation: L1 for the action head, then Laplace negative log-likelihood for the scale head.
+
+The L1 recipe is OpenVLA-OFT's (arXiv 2502.19645). The scale head's is ours, because RIPT-VLA never released one: the
+mean is held fixed (no gradient through `loc`) and only the scale head learns how far the demonstrations lie from it.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from worldenv_jax.configs import AugmentationConfig, ExperimentConfig
+from worldenv_jax.data.episodes import Episode
+from worldenv_jax.data.windows import BatchSampler, PolicyWindows
+from worldenv_jax.policy import PolicyConfig, init_policy, laplace_log_prob, policy_distribution
+from worldenv_jax.training.models import Models
+from worldenv_jax.training.train_state import LossFn, ema_params, init_train_state, make_train_step
+from worldenv_jax.training.workdir import Workdir, run_training
+from worldenv_jax.types import Array, Observation, Params, Statistics
+
+
+class CloningBatch(NamedTuple):
+    """What was seen, and the K actions that followed."""
+
+    observation: Observation
+    actions: Array  # float32 [B, K, 7], normalised, clipped to [-1, 1] (gripper 1 = open, 0 = close)
+
+
+def make_action_loss(config: PolicyConfig, statistics: Statistics, augmentation: AugmentationConfig) -> LossFn:
+    """mean |a - loc| over chunk and dimensions, gripper included."""
+
+    def loss(params: Params, key: Array, batch: CloningBatch) -> tuple[Array, dict[str, Array]]:
+        images = augment(key, batch.observation.images, augmentation)
+        loc, _ = policy_distribution(config, params, statistics, batch.observation._replace(images=images))
+        error = jnp.abs(batch.actions - loc)
+        return error.mean(), {"l1_pose": error[..., :6].mean(), "l1_gripper": error[..., 6].mean()}
+
+    return loss
+
+
+def make_scale_loss(config: PolicyConfig, statistics: Statistics, augmentation: AugmentationConfig) -> LossFn:
+    """-log p(a) summed over dimensions, averaged over batch and chunk; `loc` takes no gradient."""
+
+    def loss(params: Params, key: Array, batch: CloningBatch) -> tuple[Array, dict[str, Array]]:
+        images = augment(key, batch.observation.images, augmentation)
+        loc, log_scale = policy_distribution(config, params, statistics, batch.observation._replace(images=images))
+        log_prob = laplace_log_prob(batch.actions, jax.lax.stop_gradient(loc), log_scale)
+        return -log_prob.sum(-1).mean(), {"scale": jnp.exp(log_scale).mean()}
+
+    return loss
+
+
+def augment(key: Array, images: Array, config: AugmentationConfig) -> Array:
+    """Random shift, brightness and contrast per sample, the same for all views; uint8 in and out."""
+    if config == AugmentationConfig():
+        return images
+    keys = jax.random.split(key, images.shape[0])
+
+    def one(key: Array, views: Array) -> Array:
+        shift_key, brightness_key, contrast_key = jax.random.split(key, 3)
+        pad = config.shift
+        padded = jnp.pad(views, ((0, 0), (pad, pad), (pad, pad), (0, 0)), mode="edge")
+        offset = jax.random.randint(shift_key, (2,), 0, 2 * pad + 1)
+        shifted = jax.lax.dynamic_slice(padded, (0, offset[0], offset[1], 0), views.shape).astype(jnp.float32)
+        brightness = jax.random.uniform(brightness_key, (), minval=-1.0, maxval=1.0) * config.brightness * 255.0
+        contrast = 1.0 + jax.random.uniform(contrast_key, (), minval=-1.0, maxval=1.0) * config.contrast
+        mean = shifted.mean((1, 2), keepdims=True)
+        return jnp.clip(jnp.round((shifted - mean) * contrast + mean + brightness), 0.0, 255.0).astype(jnp.uint8)
+
+    return jax.vmap(one)(keys, images)
+
+
+def clone_policy(
+    config: ExperimentConfig, workdir: Workdir, models: Models, demonstrations: Sequence[Episode]
+) -> Params:
+    """Both stages: L1 on everything but the scale head, then the scale head alone. Returns the policy's parameters."""
+    augmentation = config.augmentation
+    action_loss = make_action_loss(config.policy, models.statistics, augmentation)
+    scale_loss = make_scale_loss(config.policy, models.statistics, augmentation)
+    episodes = [replace(episode, images=np.asarray(episode.images[:])) for episode in demonstrations]
+    params = init_policy(config.policy, jax.random.key(config.seed))
+    for name, loss, stage, offset in (
+        ("clone_policy", action_loss, config.cloning, 1),
+        ("scale_head", scale_loss, config.scale_head, 2),
+    ):
+        windows = PolicyWindows(episodes, config.policy.chunk, pad=True)
+        sampler = BatchSampler(windows, stage.batch_size, config.seed + offset)
+        state = init_train_state(params, stage.optimizer, jax.random.key(config.seed + offset))
+        step = make_train_step(loss, stage.optimizer)
+        state = run_training(workdir, name, stage, state, step, make_cloning_batches(models, sampler))
+        params = ema_params(state)
+    return params
+
+
+def make_cloning_batches(models: Models, sampler: BatchSampler) -> Callable[[int], CloningBatch]:
+    """step -> batch; the normalised targets are clipped to [-1, 1] as in OpenVLA-OFT."""
+
+    def batch_fn(step: int) -> CloningBatch:
+        rows = sampler.batch(step)
+        text = jax.tree.map(lambda leaf: np.asarray(leaf)[rows["task"]], models.policy_prompts)
+        actions = np.clip(np.asarray(models.statistics.normalize_action(rows["actions"])), -1.0, 1.0)
+        return CloningBatch(Observation(rows["images"], rows["proprio"], text), actions)
+
+    return batch_fn

@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Episodes from the true world: expert demonstrations, then the policy's own successes and failures.
+
+Only `train` starts are used here. Exploration is recorded in parts, each written atomically, so that a stopped
+collection goes on where it was.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import jax
+import numpy as np
+from absl import logging
+
+from worldenv_jax.configs import ExperimentConfig
+from worldenv_jax.data.episodes import Episode
+from worldenv_jax.data.rlds import add_episodes, open_episodes
+from worldenv_jax.data.statistics import compute_statistics, statistics_from_dict
+from worldenv_jax.envs.base import Environment
+from worldenv_jax.envs.runner import run_episodes
+from worldenv_jax.errors import WorldEnvError
+from worldenv_jax.metrics import Progress
+from worldenv_jax.simulator import fit_kinematics
+from worldenv_jax.training.acting import policy_actor
+from worldenv_jax.training.models import Models, to_lists
+from worldenv_jax.training.workdir import Workdir
+from worldenv_jax.types import EpisodeSpec, Params
+
+# Start numbers: demonstrations count from 0, exploration from here, so that the two never share a start.
+EXPLORATION_SEED = 100_000
+PART = 128  # episodes per written folder
+ATTEMPTS = 4  # starts tried per wanted demonstration
+
+
+def collect_demonstrations(config: ExperimentConfig, workdir: Workdir, environment: Environment) -> None:
+    """Writes `demonstrations_per_task` successful expert episodes per task, their statistics and the robot's kinematics.
+
+    Raises:
+      WorldEnvError: the expert failed too often.
+    """
+    root = workdir / "data" / "demonstrations"
+    done = list(open_episodes(root)) if root.exists() else []
+    wanted = config.collect.demonstrations_per_task
+    progress = Progress("collect demonstrations", wanted * config.environment.tasks, len(done))
+    count = len(done)
+    for task in range(config.environment.tasks):
+        have = sum(episode.task == task for episode in done)
+        if have >= wanted:
+            continue
+        kept: list[Episode] = []
+        first = config.seed * wanted * ATTEMPTS
+        seeds = range(first, first + wanted * ATTEMPTS)
+        specs = [EpisodeSpec(task, seed, "train", config.environment.starts) for seed in seeds]
+        for episode in _successes(environment, specs, config.collect.demonstration_noise, wanted):
+            kept.append(episode)
+            count += 1
+            progress.update(count)
+        if len(kept) < wanted:
+            raise WorldEnvError(
+                f"the expert solved {len(kept)} of {len(specs)} starts of task {task} "
+                f"({environment.instructions[task]!r}), {wanted} demonstrations are needed: lower "
+                "collect.demonstration_noise"
+            )
+        add_episodes(root, kept)
+    progress.close()
+    episodes = list(open_episodes(root))
+    kinematics = fit_kinematics([e.proprio for e in episodes], [e.actions for e in episodes])
+    workdir.calibrate(
+        statistics=to_lists(statistics_from_dict(compute_statistics(episodes), root)), kinematics=to_lists(kinematics)
+    )
+
+
+def _successes(environment: Environment, specs: Sequence[EpisodeSpec], noise: float, wanted: int) -> Iterator[Episode]:
+    """The first `wanted` successful expert episodes, tried `wanted` at a time."""
+    found = 0
+    for first in range(0, len(specs), wanted):
+        for episode in environment.expert_episodes(specs[first : first + wanted], noise):
+            if episode.succeeded and found < wanted:
+                found += 1
+                yield episode
+        if found >= wanted:
+            return
+
+
+def collect_exploration(
+    config: ExperimentConfig, workdir: Workdir, environment: Environment, models: Models, params: Params
+) -> None:
+    """Writes `exploration_per_task` episodes per task of the policy acting with its Laplace noise."""
+    root = workdir / "data" / "exploration"
+    collect = config.collect
+    specs = [
+        EpisodeSpec(task, EXPLORATION_SEED * (config.seed + 1) + number, "train", config.environment.starts)
+        for number in range(collect.exploration_per_task)
+        for task in range(config.environment.tasks)
+    ]
+    written = len(open_episodes(root)) if root.exists() else 0
+    policy = models.policy(collect.exploration_scale)
+    key = jax.random.fold_in(jax.random.key(config.seed), EXPLORATION_SEED)
+    act = policy_actor(policy, params, models.statistics, models.policy_prompts, key, environment.num_slots)
+    progress = Progress("collect exploration", len(specs), written)
+    for first in range(written, len(specs), PART):
+        part: list[Episode | None] = [None] * len(specs[first : first + PART])
+        for done, (position, outcome) in enumerate(
+            run_episodes(
+                environment,
+                act,
+                specs[first : first + PART],
+                record=True,
+                noise=collect.exploration_scale,
+                after_success=collect.after_success,
+            )
+        ):
+            part[position] = outcome.episode
+            progress.update(first + done + 1)
+        add_episodes(root, part)
+    progress.close()
+    success = np.mean([episode.succeeded for episode in open_episodes(root)])
+    logging.info("exploration: %d episodes, %.0f %% successful", len(specs), 100 * success)
+
+
+def split_exploration(episodes: Sequence[Episode], held_out_fraction: float) -> tuple[list[Episode], list[Episode]]:
+    """(training, held-out) exploration; the last starts of each task are held out, images stay encoded."""
+    per_task: dict[int, list[Episode]] = {}
+    for episode in episodes:
+        per_task.setdefault(episode.task, []).append(episode)
+    training, held_out = [], []
+    for task in sorted(per_task):
+        ordered = sorted(per_task[task], key=lambda episode: episode.seed)
+        cut = len(ordered) - max(1, round(held_out_fraction * len(ordered)))
+        training += ordered[:cut]
+        held_out += ordered[cut:]
+    return training, held_out

@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Measures simulator and reflector on held-out exploration and applies the gate (`evaluation/gate.py`).
+
+Everything is measured over the horizon that post-training will use, from first frames, open loop.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import jax
+import numpy as np
+
+from worldenv_jax import files
+from worldenv_jax.configs import ExperimentConfig
+from worldenv_jax.data.episodes import Episode
+from worldenv_jax.evaluation.gate import GateResult, evaluate_gate
+try:
+    from worldenv_jax.evaluation.reflector_quality import calibration_figures
+except ImportError:
+    calibration_figures = None
+from worldenv_jax.evaluation.strips import Strip, draw_strip, merge_views, save_image
+from worldenv_jax.evaluation.video_quality import action_sensitivity, open_loop_quality
+from worldenv_jax.training.models import Models
+from worldenv_jax.training.reflector_training import replay_episodes
+from worldenv_jax.training.workdir import Workdir
+from worldenv_jax.types import Params, Prediction
+
+JUDGE_BATCH = 32
+
+
+def measure_gate(
+    config: ExperimentConfig,
+    workdir: Workdir,
+    models: Models,
+    simulator_params: Params,
+    reflector_params: Params,
+    held_out: Sequence[Episode],
+) -> GateResult:
+    """Replays held-out episodes in the simulator, judges true and imagined frames, writes gate.json and strips."""
+    episodes = [replace(episode, images=np.asarray(episode.images[:])) for episode in held_out]
+    chunks = config.rollout.num_chunks
+    key = jax.random.key(config.seed + 10)
+    imagined = replay_episodes(models, simulator_params, episodes, key, chunks)
+    still = replay_episodes(models, simulator_params, [_without_motion(e) for e in episodes], key, chunks)
+    other = replay_episodes(models, simulator_params, _with_other_actions(episodes), key, chunks)
+
+    steps = chunks * config.policy.chunk
+    truth, valid = _pad([e.images[1:] for e in episodes], steps)
+    predictions = {
+        "simulator": _pad([e.images[1:] for e in imagined], steps)[0],
+        "no_action": _pad([e.images[1:] for e in still], steps)[0],
+    }
+    succeeded = np.array([e.succeeded for e in episodes])
+    context = np.stack([e.images[0] for e in episodes])
+    figures = open_loop_quality(context, truth, valid, succeeded, predictions)
+    sensitivity = action_sensitivity(
+        truth, valid, predictions["simulator"], _pad([e.images[1:] for e in other], steps)[0]
+    )
+    judged = {
+        "true": judge_episodes(models, reflector_params, episodes),
+        "imagined": judge_episodes(models, reflector_params, imagined),
+    }
+    reflector = {
+        kind: calibration_figures(
+            probability, _labels(episodes, steps), _masks(episodes, steps), config.rollout.threshold
+        )
+        for kind, probability in judged.items()
+    }
+    result = evaluate_gate(figures, reflector, config.gate)
+    files.write_json(
+        workdir / "gate.json",
+        {**result.to_dict(), "simulator": figures, "reflector": reflector, "action_sensitivity": sensitivity},
+    )
+    _draw_strips(config, workdir, episodes, imagined, judged["imagined"])
+    return result
+
+
+def judge_episodes(models: Models, params: Params, episodes: Sequence[Episode]) -> np.ndarray:
+    """R(o_1:t, g) float32 [E, N] for frames 1 .. N of each episode, N the rollout's horizon; 0 past an end."""
+    config = models.config
+    chunk, steps = config.policy.chunk, config.rollout.num_chunks * config.policy.chunk
+    reflector = models.reflector
+
+    @jax.jit
+    def judge(params, starts, frames):
+        def one_chunk(state, part):
+            state, probability = reflector.judge(params, state, Prediction(part, jax.numpy.zeros((*part.shape[:2], 8))))
+            return state, probability
+
+        parts = frames.reshape(frames.shape[0], -1, chunk, *frames.shape[2:]).swapaxes(0, 1)
+        _, probability = jax.lax.scan(one_chunk, reflector.init(params, starts), parts)
+        return probability.swapaxes(0, 1).reshape(frames.shape[0], -1)
+
+    results = []
+    for first in range(0, len(episodes), JUDGE_BATCH):
+        part = list(episodes[first : first + JUDGE_BATCH])
+        rows = np.minimum(np.arange(JUDGE_BATCH), len(part) - 1)
+        frames, valid = _pad([np.asarray(e.images[1:]) for e in part], steps)
+        starts = jax.tree.map(lambda leaf: leaf[rows], models.starts(part))
+        results.append(np.asarray(judge(params, starts, frames[rows]))[: len(part)] * valid)
+    return np.concatenate(results)
+
+
+def _without_motion(episode: Episode) -> Episode:
+    """Zero deltas; the gripper keeps the recorded command."""
+    return replace(episode, actions=episode.actions * np.array([0, 0, 0, 0, 0, 0, 1], np.float32))
+
+
+def _with_other_actions(episodes: Sequence[Episode]) -> list[Episode]:
+    """Each episode with the actions of the next one, cut or held to its own length."""
+    others = [*episodes[1:], episodes[0]]
+    result = []
+    for own, other in zip(episodes, others):
+        actions = np.concatenate([other.actions, np.zeros((own.num_steps, 7), np.float32)])[: own.num_steps]
+        result.append(replace(own, actions=actions))
+    return result
+
+
+def _pad(parts: Sequence[np.ndarray], steps: int) -> tuple[np.ndarray, np.ndarray]:
+    """Stacks [T_i, ...] arrays to [E, steps, ...] with zeros behind; and bool [E, steps]."""
+    stacked = np.zeros((len(parts), steps, *parts[0].shape[1:]), parts[0].dtype)
+    valid = np.zeros((len(parts), steps), bool)
+    for row, part in enumerate(parts):
+        length = min(len(part), steps)
+        stacked[row, :length], valid[row, :length] = part[:length], True
+    return stacked, valid
+
+
+def _labels(episodes: Sequence[Episode], steps: int) -> np.ndarray:
+    return _pad([episode.success[1:] for episode in episodes], steps)[0]
+
+
+def _masks(episodes: Sequence[Episode], steps: int) -> np.ndarray:
+    return _pad([episode.success[1:] for episode in episodes], steps)[1]
+
+
+def _draw_strips(
+    config: ExperimentConfig,
+    workdir: Workdir,
+    episodes: Sequence[Episode],
+    imagined: Sequence[Episode],
+    probability: np.ndarray,
+) -> None:
+    """Two successes and two failures: true | imagined | error, with R under the frames."""
+    succeeded = [i for i, episode in enumerate(episodes) if episode.succeeded][:2]
+    failed = [i for i, episode in enumerate(episodes) if not episode.succeeded][:2]
+    for row in succeeded + failed:
+        episode, dream = episodes[row], imagined[row]
+        length = len(dream.images)
+        curve = np.concatenate([[np.nan], probability[row, : length - 1]])
+        over = np.flatnonzero(curve > config.rollout.threshold)
+        strip = Strip(
+            imagined=merge_views(dream.images),
+            true=merge_views(episode.images[:length]),
+            probability=curve,
+            threshold=config.rollout.threshold,
+            end=int(over[0]) if len(over) else None,
+            success=episode.success[:length],
+        )
+        outcome = "success" if episode.succeeded else "failure"
+        name = f"replay_{outcome}_{row}.png"
+        caption = f"Held-out {outcome}, replayed open loop: {episode.instruction}"
+        save_image(workdir.add_picture(name, caption), draw_strip(strip))

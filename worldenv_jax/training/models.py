@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The three models of an experiment as the functions that imagination and the runner take."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from worldenv_jax.configs import ExperimentConfig
+from worldenv_jax.data.episodes import Episode
+from worldenv_jax.policy import make_policy_fn, tokenize_policy_prompts
+from worldenv_jax.reflector import make_reflector_fns, tokenize_reflector_prompts
+from worldenv_jax.simulator import Kinematics, make_simulator_fns
+from worldenv_jax.types import Camera, PolicyFn, ReflectorFns, SimulatorFns, Starts, Statistics, Text
+
+
+@dataclass(frozen=True)
+class Models:
+    """Config, statistics and tokenised instructions, and the functions made of them."""
+
+    config: ExperimentConfig
+    statistics: Statistics
+    kinematics: Kinematics
+    policy_prompts: Text  # NumPy, one row per task
+    reflector_prompts: Text
+
+    @classmethod
+    def make(
+        cls, config: ExperimentConfig, statistics: Statistics, kinematics: Kinematics, instructions: Sequence[str]
+    ) -> "Models":
+        """Tokenises the instructions of all tasks."""
+        names = list(instructions)
+        return cls(
+            config,
+            statistics,
+            kinematics,
+            tokenize_policy_prompts(config.policy, names),
+            tokenize_reflector_prompts(config.reflector, names),
+        )
+
+    def policy(self, scale_factor: float = 1.0, deterministic: bool = False) -> PolicyFn:
+        """Samples with `scale_factor` times the learned scale, or returns the mean."""
+        return make_policy_fn(self.config.policy, self.statistics, scale_factor, deterministic)
+
+    @property
+    def simulator(self) -> SimulatorFns:
+        """The learned world."""
+        return make_simulator_fns(self.config.simulator, self.statistics, self.kinematics)
+
+    @property
+    def reflector(self) -> ReflectorFns:
+        """The learned judge."""
+        return make_reflector_fns(self.config.reflector)
+
+    def starts(self, episodes: Sequence[Episode]) -> Starts:
+        """The first frame of each episode as the beginning of imagined trajectories."""
+        task = np.array([episode.task for episode in episodes], np.int32)
+        pick = lambda name: np.stack([np.asarray(getattr(episode, name)[0]) for episode in episodes])
+        return Starts(
+            images=pick("images"),
+            proprio=pick("proprio"),
+            policy_text=jax.tree.map(lambda leaf: np.asarray(leaf)[task], self.policy_prompts),
+            reflector_text=jax.tree.map(lambda leaf: np.asarray(leaf)[task], self.reflector_prompts),
+            camera=Camera(pick("intrinsics"), pick("camera_pose")),
+            task=task,
+        )
+
+
+def to_lists(numbers: NamedTuple) -> dict[str, Any]:
+    """A NamedTuple of small float arrays as JSON."""
+    return {name: np.asarray(leaf, np.float64).tolist() for name, leaf in numbers._asdict().items()}
+
+
+def from_lists(kind: type, values: dict[str, Any]) -> Any:
+    """The inverse of `to_lists`, float32."""
+    return kind(**{name: np.asarray(value, np.float32) for name, value in values.items()})

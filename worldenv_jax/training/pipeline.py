@@ -1,0 +1,274 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The loop of World-Env as stages that can be run, stopped and resumed one by one, in the order of `STAGES`.
+
+Each stage is a function of a `Run`; it reads what earlier stages left in the workdir and does nothing when it has
+finished before. The scripts in `experiments/` call one stage each, `experiments/quickstart.py` all of them.
+"""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cached_property
+from importlib import resources
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import logging
+
+from worldenv_jax.configs import ExperimentConfig
+from worldenv_jax.data.episodes import Episode
+from worldenv_jax.envs import make_environment
+from worldenv_jax.envs.base import Environment
+from worldenv_jax.envs.protocol import protocol_hash
+from worldenv_jax.errors import WorldEnvError
+from worldenv_jax.evaluation.gate import GateResult
+from worldenv_jax.evaluation.report import write_report
+from worldenv_jax.evaluation.summary import (
+    make_summary,
+    paired_comparison,
+    peak_rss_bytes,
+    summary_table,
+    write_summary,
+)
+from worldenv_jax.manifest import write_manifest
+from worldenv_jax.overrides import to_dict
+from worldenv_jax.simulator import Kinematics
+from worldenv_jax.training import cloning, collecting, evaluating, gating, imagination, reflector_training
+from worldenv_jax.training import simulator_training as simulation
+from worldenv_jax.training.models import Models, from_lists
+from worldenv_jax.training.workdir import Workdir
+from worldenv_jax.types import Statistics
+
+AGREEMENT_STARTS = 64  # imagined trajectories that are replayed in the true world
+
+
+class Run:
+    """A config, its workdir, and what is opened on demand."""
+
+    def __init__(self, config: ExperimentConfig, folder: str | Path):
+        self.config = config
+        self.workdir = Workdir(folder, to_dict(config))
+
+    @cached_property
+    def environment(self) -> Environment:
+        """The true world, opened once."""
+        return make_environment(self.config.environment)
+
+    @property
+    def models(self) -> Models:
+        """The models with everything that has been measured on data so far.
+
+        Raises:
+          WorldEnvError: no demonstrations have been collected.
+        """
+        numbers = self.workdir.calibration
+        if "statistics" not in numbers:
+            raise WorldEnvError(f"no statistics in {self.workdir.folder}: run experiments/collect.py first")
+        config = self.config
+        if "latent_scale" in numbers:
+            simulator = replace(config.simulator, latent_scale=numbers["latent_scale"])
+            config = replace(config, simulator=simulator)
+        if "temperature" in numbers:
+            config = replace(config, reflector=replace(config.reflector, temperature=numbers["temperature"]))
+        statistics = from_lists(Statistics, numbers["statistics"])
+        kinematics = from_lists(Kinematics, numbers["kinematics"])
+        return Models.make(config, statistics, kinematics, self.environment.instructions)
+
+    @cached_property
+    def exploration(self) -> tuple[list[Episode], list[Episode]]:
+        """(training, held-out) exploration."""
+        return collecting.split_exploration(self.workdir.episodes("exploration"), self.config.collect.held_out_fraction)
+
+    @property
+    def demonstrations(self) -> list[Episode]:
+        """Expert episodes."""
+        return list(self.workdir.episodes("demonstrations"))
+
+    @property
+    def world(self) -> imagination.World:
+        """The learned world."""
+        models = self.models
+        return imagination.World(
+            models.simulator, models.reflector, self.workdir.params("simulator"), self.workdir.params("reflector")
+        )
+
+    def close(self) -> None:
+        """Ends the environment's processes, if it was opened."""
+        if "environment" in self.__dict__:
+            self.environment.close()
+
+
+def collect_demonstrations(run: Run) -> None:
+    """Expert episodes, statistics, kinematics."""
+    with run.workdir.timed("collect_demonstrations"):
+        collecting.collect_demonstrations(run.config, run.workdir, run.environment)
+
+
+def clone_policy(run: Run) -> None:
+    """Imitation, then the scale head."""
+    run.workdir.save_params("policy", cloning.clone_policy(run.config, run.workdir, run.models, run.demonstrations))
+
+
+def collect_exploration(run: Run) -> None:
+    """The cloned policy's own successes and failures."""
+    with run.workdir.timed("collect_exploration"):
+        params = run.workdir.params("policy")
+        collecting.collect_exploration(run.config, run.workdir, run.environment, run.models, params)
+
+
+def train_simulator(run: Run) -> None:
+    """Autoencoder, latent scale, denoiser: on demonstrations and (unless ablated) exploration."""
+    episodes = in_memory(run.demonstrations)
+    if run.config.collect.train_on_exploration:
+        episodes += in_memory(run.exploration[0])
+    params = simulation.train_autoencoder(run.config, run.workdir, episodes)
+    run.workdir.calibrate(latent_scale=simulation.latent_scale(run.config, params, episodes))
+    models = run.models
+    params = simulation.train_denoiser(
+        models.config, run.workdir, params, episodes, models.statistics, models.kinematics
+    )
+    run.workdir.save_params("simulator", params)
+
+
+def train_reflector(run: Run) -> None:
+    """Per-frame success on true frames and on the simulator's replays of the same episodes."""
+    models, chunks = run.models, run.config.rollout.num_chunks
+    episodes = in_memory(run.demonstrations + run.exploration[0])
+    key = jax.random.key(run.config.seed + 30)
+    episodes += reflector_training.replay_episodes(models, run.workdir.params("simulator"), episodes, key, chunks)
+    instructions = run.environment.instructions
+    params = reflector_training.train_reflector(models.config, run.workdir, models, episodes, instructions)
+    run.workdir.save_params("reflector", params)
+
+
+def gate(run: Run) -> GateResult:
+    """Measures the learned world on held-out exploration."""
+    with run.workdir.timed("gate"):
+        simulator, reflector = run.workdir.params("simulator"), run.workdir.params("reflector")
+        return gating.measure_gate(run.config, run.workdir, run.models, simulator, reflector, run.exploration[1])
+
+
+def evaluate_before(run: Run) -> None:
+    """Success of the cloned policy."""
+    params = run.workdir.params("policy")
+    evaluating.evaluate_policy(run.config, run.workdir, run.environment, run.models, params, "before")
+
+
+def post_train(run: Run) -> None:
+    """LOOP-PPO in imagination, from the first frames of all training episodes."""
+    models = run.models
+    starts = models.starts(run.exploration[0])
+    held_out = models.starts(_some(run.exploration[1], run.config.post_training.held_out_starts))
+    params = run.workdir.params("policy")
+    params = imagination.post_train(run.config, run.workdir, models, run.world, params, starts, held_out)
+    run.workdir.save_params("post_trained", params)
+
+
+def measure_agreement(run: Run) -> None:
+    """Do imagined outcomes of the post-trained policy hold in the true world?"""
+    with run.workdir.timed("agreement"):
+        episodes = _some(run.exploration[1], AGREEMENT_STARTS)
+        imagination.measure_agreement(
+            run.config,
+            run.workdir,
+            run.models,
+            run.world,
+            run.workdir.params("post_trained"),
+            episodes,
+            run.environment,
+        )
+
+
+def evaluate_after(run: Run) -> None:
+    """Success of the post-trained policy on the same starts."""
+    params = run.workdir.params("post_trained")
+    evaluating.evaluate_policy(run.config, run.workdir, run.environment, run.models, params, "after")
+
+
+def report(run: Run) -> None:
+    """summary.json, the table, report.html."""
+    workdir, config = run.workdir, run.config
+    models, environment = run.models, run.environment
+    results = [
+        evaluating.evaluate_policy(config, workdir, environment, models, workdir.params(model), name)
+        for model, name in (("policy", "before"), ("post_trained", "after"))
+    ]
+    before, after = results
+    summary = make_summary(
+        success_before=before["success"],
+        success_after=after["success"],
+        stages=workdir.seconds,
+        config=to_dict(config),
+        seed=config.seed,
+        protocol_hash=before["protocol_hash"],
+        peak_rss=peak_rss_bytes(),
+        paired=paired_comparison(evaluating.outcomes(before), evaluating.outcomes(after)),
+        variant=config.variant,
+    )
+    write_summary(workdir.folder, summary)
+    path = write_report(workdir.folder)
+    print(summary_table(summary))
+    print(f"report: {path}")
+
+
+# In this order. Each may be skipped when its results are there.
+STAGES: dict[str, Callable[[Run], object]] = {
+    stage.__name__: stage
+    for stage in (
+        collect_demonstrations,
+        clone_policy,
+        collect_exploration,
+        train_simulator,
+        train_reflector,
+        gate,
+        evaluate_before,
+        post_train,
+        measure_agreement,
+        evaluate_after,
+        report,
+    )
+}
+
+
+# What the shipped models replace; an ablation of the simulator's data trains its own simulator.
+PRETRAINED_STAGES = ("collect_demonstrations", "clone_policy", "train_simulator", "train_reflector")
+
+
+def stages_after_pretrained(run: Run) -> tuple[str, ...]:
+    """Puts the shipped policy, simulator and reflector of this world into the workdir; the stages that remain.
+
+    Raises:
+      WorldEnvError: nothing is shipped for this world.
+    """
+    source = resources.files("worldenv_jax") / "assets" / "pretrained" / run.config.environment.name
+    if not source.is_dir():
+        raise WorldEnvError(f"no trained models are shipped for {run.config.environment.name!r}: pass --from_scratch")
+    with resources.as_file(source) as folder:
+        (run.workdir / "params").mkdir(parents=True, exist_ok=True)
+        for path in folder.glob("*.safetensors"):
+            shutil.copyfile(path, run.workdir / "params" / path.name)
+        shutil.copyfile(folder / "calibration.json", run.workdir / "calibration.json")
+    return tuple(name for name in STAGES if name not in PRETRAINED_STAGES)
+
+
+def start(run: Run) -> None:
+    """Writes the manifest and says where the run is."""
+    write_manifest(
+        run.workdir.folder,
+        to_dict(run.config),
+        seed=run.config.seed,
+        protocol_hash=protocol_hash(run.environment.protocol),
+    )
+    logging.info("workdir %s", run.workdir.folder)
+
+
+def in_memory(episodes: list[Episode]) -> list[Episode]:
+    """The same episodes with decoded images."""
+    return [replace(episode, images=np.asarray(episode.images[:])) for episode in episodes]
+
+
+def _some(episodes: list[Episode], count: int) -> list[Episode]:
+    """`count` episodes spread evenly over the list (all tasks), or all of them."""
+    rows = np.unique(np.linspace(0, len(episodes) - 1, min(count, len(episodes))).round().astype(int))
+    return [episodes[row] for row in rows]

@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One iteration of post-training in imagination: roll out, advantages, clipped updates (World-Env, section 1.5).
+
+`imagine` and `update` are each one compiled program for a whole run. The simulator and the reflector are frozen.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from worldenv_jax.configs import PostTrainingConfig
+from worldenv_jax.loop_ppo import LoopConfig, clipped_loss, groups_with_contrast, leave_one_out_advantages
+from worldenv_jax.rollout import RolloutConfig, RolloutParams, imagine_rollout
+from worldenv_jax.training.train_state import TrainState, apply_gradients, value_and_grad
+from worldenv_jax.types import Array, Observation, Params, PolicyFn, ReflectorFns, Rollout, SimulatorFns, Starts, Text
+
+# (params, observation) -> (loc [B, K, A], log_scale [B, K, A]): the distribution that was sampled from
+DistributionFn = Callable[[Params, Observation], tuple[Array, Array]]
+# (actions, loc, log_scale) -> log density per dimension
+LogProbFn = Callable[[Array, Array, Array], Array]
+
+
+def make_imagine(
+    policy: PolicyFn, simulator: SimulatorFns, reflector: ReflectorFns, config: RolloutConfig
+) -> Callable[[RolloutParams, Array, Starts], Rollout]:
+    """The compiled rollout: (params, key, starts) -> Rollout."""
+
+    def imagine(params: RolloutParams, key: Array, starts: Starts) -> Rollout:
+        return imagine_rollout(policy, simulator, reflector, params, key, starts, config)
+
+    return jax.jit(imagine)
+
+
+def merge_groups(old: Rollout, new: Rollout, keep: Array, samples: int) -> Rollout:
+    """Takes the groups of `old` where `keep` (bool [S]) and those of `new` elsewhere."""
+    rows = jnp.repeat(keep, samples)
+
+    def choose(a: Array, b: Array) -> Array:
+        return jnp.where(rows.reshape((-1,) + (1,) * (a.ndim - 1)), a, b)
+
+    return jax.tree.map(choose, old, new)
+
+
+def collect_contrast(
+    imagine: Callable[[Array, int], Rollout], config: PostTrainingConfig, loop: LoopConfig, samples: int
+) -> tuple[Rollout, int]:
+    """Imagines one batch; while too few groups have contrast, replaces the others, within the budget.
+
+    Args:
+      imagine: (attempt number) -> a rollout of S groups from fresh starts.
+
+    Returns:
+      The rollout and the number of extra rollouts spent (RIPT's dynamic sampling, bounded).
+    """
+    rollout = imagine(0)
+    for attempt in range(1, config.resample_budget + 1):
+        contrast = groups_with_contrast(rollout.reward.reshape(-1, samples), loop)
+        if float(contrast.mean()) >= config.resample_below:
+            return rollout, attempt - 1
+        rollout = merge_groups(rollout, imagine(attempt), contrast, samples)
+    return rollout, config.resample_budget
+
+
+def make_update(
+    distribution: DistributionFn,
+    log_prob: LogProbFn,
+    config: PostTrainingConfig,
+    loop: LoopConfig,
+    samples: int,
+) -> Callable[[TrainState, Array, Rollout], tuple[TrainState, dict[str, Array]]]:
+    """The compiled update of one iteration: epochs x minibatches of the clipped loss over the rollout's trajectories."""
+
+    def loss(params: Params, key: Array, batch: tuple[Rollout, Array]) -> tuple[Array, dict[str, Array]]:
+        rollout, advantages = batch
+        actions, chunks = rollout.actions, rollout.actions.shape[1]
+        loc, log_scale = distribution(params, flatten_chunks(rollout.observations, chunks))
+        density = log_prob(actions, loc.reshape(actions.shape), log_scale.reshape(actions.shape)).sum(-1)
+        return clipped_loss(density, rollout.log_prob, advantages, rollout.valid, loop)
+
+    def one_update(carry, rows):
+        state, stopped, batch = carry
+        part = jax.tree.map(lambda leaf: leaf[rows], batch)
+
+        def go(state):
+            value, metrics, gradients = value_and_grad(loss, config.optimizer, state.params, state.key, part)
+            exploded = metrics["kl"] > config.max_kl
+            new, norms = apply_gradients(state, gradients, config.optimizer, loss=value)
+            new = jax.lax.cond(exploded, lambda: state, lambda: new)
+            return new, exploded, {**metrics, **norms, "loss": value}
+
+        shapes = jax.eval_shape(go, state)[2]
+        stay = lambda state: (state, True, jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes))
+        state, stopped, metrics = jax.lax.cond(stopped, stay, go, state)
+        return (state, stopped, batch), {**metrics, "updated": 1.0 - stopped}
+
+    @jax.jit
+    def update(state: TrainState, key: Array, rollout: Rollout) -> tuple[TrainState, dict[str, Array]]:
+        rewards = rollout.reward.reshape(-1, samples)
+        contrast = jnp.repeat(groups_with_contrast(rewards, loop), samples)
+        advantages = jnp.where(contrast, leave_one_out_advantages(rewards).reshape(-1), 0.0)
+        learning = rollout._replace(valid=rollout.valid & contrast[:, None, None])
+        batch = len(rollout.reward)
+        orders = jax.vmap(lambda k: jax.random.permutation(k, batch))(jax.random.split(key, config.epochs))
+        rows = orders.reshape(config.epochs * config.minibatches, batch // config.minibatches)
+        carry = (state, jnp.zeros((), bool), (learning, advantages))
+        (state, _, _), metrics = jax.lax.scan(one_update, carry, rows)
+        updated = metrics.pop("updated")
+        mean = {name: (value * updated).sum() / jnp.maximum(updated.sum(), 1) for name, value in metrics.items()}
+        return state, {**mean, "updates": updated.sum(), **rollout_metrics(rollout, samples)}
+
+    return update
+
+
+def flatten_chunks(observations: Observation, chunks: int) -> Observation:
+    """Observations with leaves [B, T, ...] -> [B * T, ...]; the instruction is repeated for every chunk."""
+    flat = lambda leaf: leaf.reshape((-1,) + leaf.shape[2:])
+    text = Text(*(jnp.repeat(leaf, chunks, axis=0) for leaf in observations.text))
+    return Observation(flat(observations.images), flat(observations.proprio), text)
+
+
+def rollout_metrics(rollout: Rollout, samples: int) -> dict[str, Array]:
+    """Reward, share of trajectories that the reflector ended, their length, the spread inside groups."""
+    rewards = rollout.reward.reshape(-1, samples)
+    return {
+        "reward": rollout.reward.mean(),
+        "terminated": rollout.terminated.mean(),
+        "length": rollout.length.mean(),
+        "group_contrast": (rewards.max(1) - rewards.min(1)).mean(),
+    }
+
+
+def sample_starts(starts: Starts, count: int, seed: int, iteration: int, attempt: int) -> Starts:
+    """`count` different starts for an iteration: a function of (seed, iteration, attempt) only."""
+    total = len(starts.task)
+    if count > total:
+        raise ValueError(f"an iteration needs {count} starts, but only {total} were collected: collect more episodes")
+    rng = np.random.default_rng([seed, iteration, attempt])
+    rows = rng.choice(total, count, replace=False)
+    return jax.tree.map(lambda leaf: leaf[rows], starts)

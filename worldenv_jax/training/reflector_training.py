@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fitting the reflector: per-frame binary cross-entropy on true frames and on imagined frames of known outcome.
+
+Imagined frames come from replaying recorded actions through the simulator: the frame's label is the true success at
+the same step, so the judge is trained on what it will see (and on the simulator's mistakes).
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import jax
+import numpy as np
+
+from worldenv_jax.configs import ExperimentConfig
+from worldenv_jax.data.episodes import Episode
+from worldenv_jax.data.windows import BatchSampler, ReflectorWindows
+from worldenv_jax.reflector import init_reflector, reflector_loss
+from worldenv_jax.rollout import RolloutConfig, RolloutParams, imagine_rollout
+from worldenv_jax.training.models import Models
+from worldenv_jax.training.train_state import ema_params, init_train_state, make_train_step
+from worldenv_jax.training.workdir import Workdir, run_training
+from worldenv_jax.types import Array, Params, Prediction, ReflectorFns, Text
+
+REPLAY_BATCH = 32  # episodes replayed at once
+
+
+def train_reflector(
+    config: ExperimentConfig, workdir: Workdir, models: Models, episodes: Sequence[Episode], instructions: Sequence[str]
+) -> Params:
+    """Fits the reflector to episodes (true and imagined); returns its parameters."""
+    stage = config.reflector_training
+    length = config.reflector.max_frames if config.reflector.mode == "streaming" else config.reflector.sampled_frames
+    windows = ReflectorWindows(episodes, length, config.reflector.mode)
+    sampler = BatchSampler(windows, stage.batch_size, config.seed)
+    row_of = {instruction: row for row, instruction in enumerate(instructions)}
+
+    def batch_fn(step: int) -> dict[str, np.ndarray]:
+        rows = sampler.batch(step)
+        task = np.array([row_of[instruction] for instruction in rows["instruction"]])
+        text = jax.tree.map(lambda leaf: np.asarray(leaf)[task], models.reflector_prompts)
+        return {key: rows[key] for key in ("frames", "frame_mask", "labels")} | {"text": tuple(text)}
+
+    def loss(params: Params, key: Array, batch: dict[str, Array]) -> tuple[Array, dict[str, Array]]:
+        text, labels = Text(*batch["text"]), batch["labels"] > 0.5
+        return reflector_loss(config.reflector, params, batch["frames"], text, labels, batch["frame_mask"])
+
+    params = init_reflector(config.reflector, jax.random.key(config.seed + 3))
+    state = init_train_state(params, stage.optimizer, jax.random.key(config.seed + 4))
+    step = make_train_step(loss, stage.optimizer)
+    return ema_params(run_training(workdir, "reflector", stage, state, step, batch_fn))
+
+
+def replay_episodes(
+    models: Models, params: Params, episodes: Sequence[Episode], key: Array, num_chunks: int
+) -> list[Episode]:
+    """Open-loop prediction: each episode's actions through the simulator from its first frame.
+
+    Args:
+      models: whose simulator.
+      params: the simulator's parameters.
+      episodes: recorded ones; their first num_chunks * K steps are replayed.
+      key: noise of the simulator.
+      num_chunks: T.
+
+    Returns:
+      The same episodes with imagined frames and proprioception (actor "imagined"); actions and labels are the
+      recorded ones.
+    """
+    chunk = models.config.policy.chunk
+    config = RolloutConfig(num_chunks=num_chunks, samples=1, early_stop=False)
+
+    @jax.jit
+    def replay(params, keys, starts, actions):
+        rollout_params = RolloutParams((), params, ())
+        return imagine_rollout(actions, models.simulator, NO_JUDGE, rollout_params, keys, starts, config)
+
+    results: list[Episode] = []
+    keys = jax.random.split(key, len(episodes))
+    for first in range(0, len(episodes), REPLAY_BATCH):
+        part = list(episodes[first : first + REPLAY_BATCH])
+        rows = np.minimum(np.arange(REPLAY_BATCH), len(part) - 1)  # the last part is padded: one compilation
+        actions = np.stack([_chunks(episode.actions, num_chunks, chunk) for episode in part])
+        normalised = models.statistics.normalize_action(actions[rows])
+        starts = jax.tree.map(lambda leaf: leaf[rows], models.starts(part))
+        rollout = replay(params, keys[first + rows], starts, normalised)
+        frames, proprio = np.asarray(rollout.frames), np.asarray(rollout.proprio)
+        results += [_imagined(episode, frames[i], proprio[i]) for i, episode in enumerate(part)]
+    return results
+
+
+def _chunks(actions: np.ndarray, num_chunks: int, chunk: int) -> np.ndarray:
+    """[T * K, 7] actions as [T, K, 7]; a short episode ends with zero deltas and the gripper held."""
+    wanted = num_chunks * chunk
+    held = np.zeros((max(0, wanted - len(actions)), actions.shape[1]), np.float32)
+    held[:, 6] = actions[-1, 6]
+    return np.concatenate([actions[:wanted], held]).reshape(num_chunks, chunk, -1)
+
+
+def _imagined(episode: Episode, frames: np.ndarray, proprio: np.ndarray) -> Episode:
+    """The episode with what the simulator predicted, as far as both reach."""
+    steps = min(episode.num_steps, frames.shape[0] * frames.shape[1])
+    join = lambda first, rest: np.concatenate([np.asarray(first)[None], rest.reshape(-1, *rest.shape[2:])[:steps]])
+    return replace(
+        episode,
+        images=join(episode.images[0], frames),
+        proprio=join(episode.proprio[0], proprio),
+        actions=episode.actions[:steps],
+        success=episode.success[: steps + 1],
+        intrinsics=episode.intrinsics[: steps + 1],
+        camera_pose=episode.camera_pose[: steps + 1],
+        actor="imagined",
+    )
+
+
+def _judge_nothing(params: Params, state: tuple, prediction: Prediction) -> tuple[tuple, Array]:
+    return state, jax.numpy.zeros(prediction.frames.shape[:2])
+
+
+# For replays: frames only, no verdict.
+NO_JUDGE = ReflectorFns(lambda params, starts: (), _judge_nothing)

@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fitting the simulator: the autoencoder on frames, then the denoiser on its cached latents (World-Env, section 1.3).
+
+Both learn from demonstrations and exploration together; batches of the denoiser hold as many windows of failed as of
+successful episodes.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from worldenv_jax.configs import ExperimentConfig
+from worldenv_jax.data.episodes import Episode
+from worldenv_jax.data.windows import BatchSampler, SimulatorWindows
+from worldenv_jax.simulator import (
+    Kinematics,
+    SimulatorBatch,
+    SimulatorConfig,
+    autoencoder_loss,
+    denoising_loss,
+    encode_frames,
+    history_steps,
+    init_simulator,
+    measure_latent_scale,
+)
+from worldenv_jax.training.train_state import ema_params, init_train_state, make_train_step
+from worldenv_jax.training.workdir import Workdir, run_training
+from worldenv_jax.types import Array, Camera, Params, Statistics
+
+ENCODE_BATCH = 64  # frames per call while latents are cached
+
+
+def train_autoencoder(config: ExperimentConfig, workdir: Workdir, episodes: Sequence[Episode]) -> Params:
+    """Fits the autoencoder to single frames; returns the simulator's parameters with it in place."""
+    frames = np.concatenate(
+        [np.asarray(episode.images[:]).reshape(-1, *episode.images.shape[2:]) for episode in episodes]
+    )
+    stage, seed = config.autoencoder, config.seed
+    params = init_simulator(config.simulator, jax.random.key(seed))
+
+    def loss(params: Params, key: Array, batch: Array) -> tuple[Array, dict[str, Array]]:
+        return autoencoder_loss(config.simulator, {"autoencoder": params}, key, batch)
+
+    def batch_fn(step: int) -> np.ndarray:
+        rows = np.random.default_rng([seed, step]).integers(0, len(frames), stage.batch_size)
+        return frames[rows]
+
+    state = init_train_state(params["autoencoder"], stage.optimizer, jax.random.key(seed + 1))
+    state = run_training(workdir, "autoencoder", stage, state, make_train_step(loss, stage.optimizer), batch_fn)
+    return {**params, "autoencoder": ema_params(state)}
+
+
+def latent_scale(config: ExperimentConfig, params: Params, episodes: Sequence[Episode]) -> float:
+    """1 / standard deviation of the latents of the first episodes' frames; part of the simulator from then on."""
+    frames = np.concatenate([np.asarray(episode.images[::4])[:, 0] for episode in episodes[:64]])[:512]
+    return measure_latent_scale(config.simulator, params, frames)
+
+
+def train_denoiser(
+    config: ExperimentConfig,
+    workdir: Workdir,
+    params: Params,
+    episodes: Sequence[Episode],
+    statistics: Statistics,
+    kinematics: Kinematics,
+) -> Params:
+    """Fits the denoiser (and the image encoder, unless frozen) on latents; returns all parameters."""
+    stage, simulator = config.denoiser, config.simulator
+    sampler = make_sampler(simulator, params, episodes, statistics, stage.batch_size, config.seed)
+    frozen = {"autoencoder": params["autoencoder"]}
+    trained = {name: leaf for name, leaf in params.items() if name != "autoencoder"}
+
+    def loss(params: Params, key: Array, batch: SimulatorBatch) -> tuple[Array, dict[str, Array]]:
+        return denoising_loss(simulator, frozen | params, key, batch, statistics, kinematics)
+
+    state = init_train_state(trained, stage.optimizer, jax.random.key(config.seed + 2))
+    state = run_training(workdir, "denoiser", stage, state, make_train_step(loss, stage.optimizer), sampler)
+    return frozen | ema_params(state)
+
+
+def make_sampler(
+    config: SimulatorConfig,
+    params: Params,
+    episodes: Sequence[Episode],
+    statistics: Statistics,
+    batch_size: int,
+    seed: int,
+) -> Callable[[int], SimulatorBatch]:
+    """step -> batch of windows, cut from latents that are computed here, once."""
+    first_images = np.stack([np.asarray(episode.images[0]) for episode in episodes])
+    latents = cache_latents(config, params, episodes)
+    encoded = [replace(episode, images=array) for episode, array in zip(episodes, latents)]
+    windows = SimulatorWindows(encoded, lambda t: history_steps(t, config.history), config.chunk)
+    sampler = BatchSampler(windows, batch_size, seed)
+
+    def batch_fn(step: int) -> SimulatorBatch:
+        rows: dict[str, Any] = sampler.batch(step)
+        history = config.history
+        return SimulatorBatch(
+            latents=rows["frames"],
+            first_images=first_images[rows["episode"]],
+            proprio=rows["proprio"][:, :history],
+            previous_proprio=rows["previous_proprio"],
+            actions=np.asarray(statistics.normalize_action(rows["actions"])),
+            camera=Camera(rows["intrinsics"][:, 0], rows["pose"][:, 0]),
+            mask=rows["mask"][:, history:],
+        )
+
+    return batch_fn
+
+
+def cache_latents(config: SimulatorConfig, params: Params, episodes: Sequence[Episode]) -> list[np.ndarray]:
+    """Latents float32 [T + 1, V, h, w, c] of every episode."""
+    encode = jax.jit(lambda frames: encode_frames(config, params, frames))
+    frames = np.concatenate([np.asarray(episode.images[:]) for episode in episodes])
+    padding = -len(frames) % ENCODE_BATCH
+    padded = np.concatenate([frames, np.repeat(frames[:1], padding, axis=0)])
+    parts = [np.asarray(encode(jnp.asarray(part))) for part in padded.reshape(-1, ENCODE_BATCH, *frames.shape[1:])]
+    latents = np.concatenate(parts)[: len(frames)]
+    ends = np.cumsum([episode.num_steps + 1 for episode in episodes])
+    return np.split(latents, ends[:-1])

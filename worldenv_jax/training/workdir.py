@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where a run keeps things, and how stages find what earlier stages made.
+
+Layout::
+
+    config.json  manifest.json  calibration.json       what the run is
+    data/demonstrations/  data/exploration/            RLDS folders, each written atomically
+    checkpoints/<stage>/                               to resume from: `checkpoints.Checkpointer`
+    params/<model>.safetensors                         finished models, for later stages
+    metrics/<stage>.jsonl  metrics/tensorboard/        curves
+    seconds/<stage>.json                               wall-clock time, summed over restarts
+    gate.json  agreement.json  evaluation/<policy>.json
+    pictures/*.png|*.gif  pictures/captions.json
+    summary.json  report.html
+"""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from worldenv_jax import files
+from worldenv_jax.checkpoints import Checkpointer
+from worldenv_jax.configs import StageConfig
+from worldenv_jax.data.episodes import Episode
+from worldenv_jax.data.rlds import open_episodes
+from worldenv_jax.errors import WorldEnvError
+from worldenv_jax.metrics import make_writer
+from worldenv_jax.overrides import diff_configs
+from worldenv_jax.params_file import load_params, save_params
+from worldenv_jax.training.loop import run_stage
+from worldenv_jax.training.train_state import TrainState
+from worldenv_jax.types import Params
+
+MADE_BY = {
+    "policy": "experiments/clone_policy.py",
+    "simulator": "experiments/train_simulator.py",
+    "reflector": "experiments/train_reflector.py",
+    "post_trained": "experiments/post_train.py",
+}
+
+
+class Workdir:
+    """The folder of one run.
+
+    Args:
+      folder: made if missing.
+      config: JSON form of the run's config; a folder that was made with another config is refused.
+
+    Raises:
+      WorldEnvError: the folder belongs to another config.
+    """
+
+    def __init__(self, folder: str | Path, config: dict[str, Any]):
+        self.folder = Path(folder)
+        self.config = config
+        saved = self.folder / "config.json"
+        if saved.exists():
+            differences = diff_configs(files.read_json(saved), config)
+            if differences:
+                raise WorldEnvError(
+                    f"{self.folder} was made with another config: {'; '.join(differences)}. "
+                    "Use that config or another --workdir."
+                )
+        else:
+            files.write_json(saved, config)
+
+    def __truediv__(self, name: str) -> Path:
+        return self.folder / name
+
+    def checkpointer(self, stage: str) -> Checkpointer:
+        """The checkpoints of a stage. Any config of the run may resume it: the folder has checked the config."""
+        return Checkpointer(self / "checkpoints" / stage)
+
+    def save_params(self, model: str, params: Params) -> None:
+        """Hands a finished model on to later stages: "policy", "simulator", "reflector" or "post_trained"."""
+        save_params(self / "params" / f"{model}.safetensors", params)
+
+    def params(self, model: str) -> Params:
+        """A finished model's parameters as NumPy arrays.
+
+        Raises:
+          WorldEnvError: the stage that makes it has not finished.
+        """
+        path = self / "params" / f"{model}.safetensors"
+        if not path.exists():
+            raise WorldEnvError(f"{path} does not exist: run {MADE_BY[model]} first, with the same --workdir")
+        return load_params(path)
+
+    def has_finished(self, stage: str) -> bool:
+        """Whether a stage has run to its end."""
+        return (self / "seconds" / f"{stage}.json").exists() and files.read_json(self / "seconds" / f"{stage}.json")[
+            "finished"
+        ]
+
+    def episodes(self, kind: str) -> Sequence[Episode]:
+        """Recorded episodes: "demonstrations" or "exploration".
+
+        Raises:
+          WorldEnvError: they have not been collected.
+        """
+        folder = self / "data" / kind
+        if not folder.exists():
+            raise WorldEnvError(f"{folder} does not exist: run experiments/collect.py --what={kind} first")
+        return open_episodes(folder)
+
+    @property
+    def calibration(self) -> dict[str, Any]:
+        """Numbers measured on data that belong to the models: see `pipeline.Run.models`."""
+        saved = self / "calibration.json"
+        return files.read_json(saved) if saved.exists() else {}
+
+    def calibrate(self, **numbers: Any) -> None:
+        """Adds to `calibration`."""
+        files.write_json(self / "calibration.json", {**self.calibration, **numbers})
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Stage -> wall-clock seconds so far, in the order of their first start."""
+        records = sorted((self / "seconds").glob("*.json"), key=lambda path: files.read_json(path)["began"])
+        return {path.stem: files.read_json(path)["seconds"] for path in records}
+
+    @contextlib.contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Adds the block's wall-clock time to the stage's; the stage counts as finished when the block ends well."""
+        saved = self / "seconds" / f"{stage}.json"
+        before = files.read_json(saved) if saved.exists() else {"seconds": 0.0, "began": time.time()}
+        began, finished = time.monotonic(), False
+        try:
+            yield
+            finished = True
+        finally:
+            with contextlib.suppress(WorldEnvError):  # a full disk must not hide the error under way
+                seconds = before["seconds"] + time.monotonic() - began
+                files.write_json(saved, {**before, "seconds": seconds, "finished": finished})
+
+    def add_picture(self, name: str, caption: str) -> Path:
+        """Registers a picture for the report; returns the path to write it to."""
+        folder = self / "pictures"
+        folder.mkdir(parents=True, exist_ok=True)
+        captions = folder / "captions.json"
+        known = files.read_json(captions) if captions.exists() else {}
+        files.write_json(captions, {**known, name: caption})
+        return folder / name
+
+
+def run_training(
+    workdir: Workdir,
+    stage: str,
+    config: StageConfig,
+    state: TrainState,
+    train_step: Callable[[TrainState, Any], tuple[TrainState, Any]],
+    batch_fn: Callable[[int], Any],
+) -> TrainState:
+    """`loop.run_stage` with the workdir's checkpoints, metrics and clock."""
+    with (
+        workdir.timed(stage),
+        workdir.checkpointer(stage) as checkpointer,
+        make_writer(workdir / "metrics", stage) as writer,
+    ):
+        return run_stage(
+            stage,
+            state,
+            train_step,
+            batch_fn,
+            config.steps,
+            checkpointer=checkpointer,
+            writer=writer,
+            save_every=config.save_every,
+            log_every=config.log_every,
+        )
