@@ -123,7 +123,14 @@ def success_logits(
     return jax.lax.map(judge, jnp.arange(count)).T
 
 
-def _streamed_logits(config, params, tokens: Array, text: Text, frame_mask: Array, frame_index: Array | None):
+def _streamed_logits(
+    config: ReflectorConfig,
+    params: Params,
+    tokens: Array,
+    text: Text,
+    frame_mask: Array,
+    frame_index: Array | None,
+) -> Array:
     """All frames in one pass: tokens [B, F, P, D] -> logits [B, F]."""
     batch, count, per_frame, width = tokens.shape
     embeddings = jnp.concatenate(

@@ -165,7 +165,9 @@ def _tower_config(vision: dict, base: ViTConfig, output_layer: int) -> ViTConfig
 
 
 def _language_config(text: dict, raw: dict) -> LlamaConfig:
-    rope = text.get("rope_parameters") or {}
+    rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
+    if rope.get("rope_type", "default") != "default":
+        raise ValueError(f"config.json scales rotary positions ({rope['rope_type']!r}), expected 'default'")
     return LlamaConfig(
         vocab_size=text["vocab_size"],
         width=text["hidden_size"],
