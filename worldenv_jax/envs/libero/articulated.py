@@ -168,7 +168,7 @@ class ArticulatedSkills:
             along = np.array([np.cos(angle), np.sin(angle)])
             outside = closing * np.array([along[1], -along[0]])
             position = np.array([*(hinge[:2] + radius * along + clearance * outside), points[:, 2].max() - 0.05])
-            return position, pointing_down(nearest_turn(angle, scene.finger_angle))
+            return position, pointing_down(nearest_turn(angle, scene.home_angle))
 
         start, rotation = pose_at(first, 0.07)
         yield from hand.go(start + 0.18 * UP, rotation, near=0.04, near_angle=0.4, steps=90, gripper=CLOSE)

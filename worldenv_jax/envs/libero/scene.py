@@ -57,6 +57,7 @@ class Scene:
         self.model, self.data = env.sim.model._model, env.sim.data._data
         names = [self.model.body(body).name for body in range(self.model.nbody)]
         self.robot = {b for b, name in enumerate(names) if name.startswith(("robot0", "gripper0", "mount0"))}
+        self.home_angle = self.finger_angle  # at the start, where the wrist is far from its limits
         self._shapes: dict[int, np.ndarray] = {}
 
     # -- hand -----------------------------------------------------------------------------------------------------
