@@ -151,7 +151,7 @@ def test_loaded_policy_acts_and_merging_keeps_its_actions(checkpoint):
         np.zeros((1, 1, 32, 32, 3), np.uint8), np.zeros((1, 8)), tokenize_policy_prompts(SMALL, ["push it"])
     )
     statistics = Statistics(-jnp.ones(7), jnp.ones(7), -jnp.ones(8), jnp.ones(8))
-    act = lambda config, params: make_policy_fn(config, statistics, deterministic=True)(
+    act = lambda config, params: jax.jit(make_policy_fn(config, statistics, deterministic=True))(
         params, jax.random.key(0), observation
     )
     with jax.default_matmul_precision("highest"):

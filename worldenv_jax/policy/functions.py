@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The policy as pure functions: initialisation, the action distribution, and the `PolicyFn` of a rollout."""
 
+import functools
 import math
 
 import jax
@@ -18,6 +19,7 @@ from worldenv_jax.types import Array, Observation, Params, PolicyFn, PolicyStep,
 ADAPTED = ("dino", "siglip", "projector", "llama")
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def init_policy(config: PolicyConfig, key: Array) -> Params:
     """Random parameters, float32: {"params": ...} and, with config.lora_rank > 0, {"lora": ...} beside it."""
     params_key, lora_key = jax.random.split(key)
@@ -71,7 +73,7 @@ def make_policy_fn(
         return PolicyStep(actions, laplace_log_prob(actions, loc, log_scale).sum(-1), loc, log_scale)
 
     def diffusion(params: Params, key: Array, observation: Observation) -> PolicyStep:
-        noise = jax.random.normal(key, (len(observation.images), config.chunk, config.action_dim))
+        noise = jax.vmap(lambda k: jax.random.normal(k, (config.chunk, config.action_dim)))(key)
         actions = diffusion_actions(config, params, statistics, observation, noise)
         unknown = jnp.full_like(actions, jnp.nan)
         return PolicyStep(actions, unknown.sum(-1), actions, unknown)

@@ -15,8 +15,9 @@ def laplace_log_prob(actions: Array, loc: Array, log_scale: Array) -> Array:
 
 
 def sample_laplace(key: Array, loc: Array, log_scale: Array) -> Array:
-    """One sample per element of loc [..., A]."""
-    return loc + jnp.exp(log_scale) * jax.random.laplace(key, loc.shape, loc.dtype)
+    """One sample per element of loc [B, ..., A]; row b depends on key[b] only (key: B keys)."""
+    noise = jax.vmap(lambda k: jax.random.laplace(k, loc.shape[1:], loc.dtype))(key)
+    return loc + jnp.exp(log_scale) * noise
 
 
 @jax.custom_vjp
