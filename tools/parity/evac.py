@@ -7,6 +7,7 @@ Videos in the fixture are (B v) c t h w; ours are [B, V, T, h, w, c].
 import functools
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -18,9 +19,12 @@ from tools.parity import Result, compare, load_npz, unknown
 from worldenv_jax.networks.resampler import Resampler, ResamplerConfig
 from worldenv_jax.networks.vision_transformer import VisionTransformer, ViTConfig
 from worldenv_jax.simulator import losses
+from worldenv_jax.simulator.action_maps import ActionMapConfig, ray_maps, scale_intrinsics
 from worldenv_jax.simulator.autoencoder import Autoencoder, AutoencoderConfig
-from worldenv_jax.simulator.conditioning import predict_v
+from worldenv_jax.simulator.conditioning import decode_latents, predict_v
 from worldenv_jax.simulator.config import SimulatorConfig
+from worldenv_jax.simulator.delta_actions import normalize_deltas
+from worldenv_jax.simulator.evac_pictures import draw_pictures, drawn_poses, two_arm_deltas
 from worldenv_jax.simulator.image_preprocess import clip_preprocess
 from worldenv_jax.simulator.noise_schedule import (
     ScheduleConfig,
@@ -30,6 +34,7 @@ from worldenv_jax.simulator.noise_schedule import (
     noise_schedule,
     schedule_buffers,
 )
+from worldenv_jax.simulator.pose_rollout import plan_poses, rollout_poses
 from worldenv_jax.simulator.sampler import sample_chunk
 from worldenv_jax.simulator.video_unet import VideoUNet, VideoUNetConfig
 from worldenv_jax.types import Params
@@ -53,6 +58,8 @@ def check(fixture: Path) -> Iterator[Result]:
         "schedule": _check_schedule,
         "loss": _check_loss,
         "teacher_forcing": _check_teacher_forcing,
+        "actions_traj_rays": functools.partial(_check_actions, sizes["actions"]),
+        "rollout": _check_rollout,
     }
     for path in sorted(fixture.glob("*.npz")):
         arrays = load_npz(path)
@@ -104,6 +111,10 @@ def fixture_config(sizes: dict) -> SimulatorConfig:
         schedule=ScheduleConfig(
             diffusion["timesteps"], diffusion["linear_start"], diffusion["linear_end"],
             diffusion["base_scale"], diffusion["turning_step"],
+        ),
+        action_map=ActionMapConfig(
+            sizes["actions"]["gripper_offset_z"], sizes["actions"]["axis_length"], sizes["actions"]["circle_radius"],
+            sizes["actions"]["line_thickness"], sizes["actions"]["background"],
         ),
         reference_quirks=True,
     )  # fmt: skip
@@ -294,3 +305,95 @@ def _check_teacher_forcing(config: SimulatorConfig, params: Params, arrays: dict
     noise = np.moveaxis(arrays["in_noise_bf"], 1, -1).reshape(history.shape)
     noised = losses.noise_history(config, history, uniform, jnp.asarray(arrays["in_div"]), noise)
     yield compare("history", foreign_videos(noised), arrays["out"], 1e-5)
+
+
+def _check_actions(actions: dict, config: SimulatorConfig, params: Params, arrays: dict) -> Iterator[Result]:
+    del params
+    rows, camera = arrays["in_action16"], arrays["in_c2w"].astype(np.float64)
+    deltas = two_arm_deltas(rows)
+    yield compare("deltas", deltas, arrays["out_delta"], 1e-9)
+    for name in (name for name in arrays if name.startswith("out_delta_norm_sep")):
+        stride = int(name[len("out_delta_norm_sep") :])
+        statistics = [stride * np.asarray(actions[f"stat_{kind}"]) for kind in ("mean", "std")]
+        yield compare(name[len("out_") :], normalize_deltas(deltas, *statistics), arrays[name], 1e-5)
+    poses = drawn_poses(rows, config.history)
+    yield compare("drawn poses", poses, arrays["out_abs_vis"], 1e-9)
+    intrinsics, (source_height, source_width) = arrays["in_K"].astype(np.float64), arrays["in_source_hw"]
+    for size in (name[len("out_K_") :] for name in arrays if name.startswith("out_K_") and "latent" not in name):
+        height, width = (int(n) for n in size.split("x"))
+        scaled = scale_intrinsics(intrinsics, height / source_height, width / source_width)
+        yield compare(f"intrinsics {size}", scaled.astype(np.float32), arrays[f"out_K_{size}"], 1e-4)
+        pictures = draw_pictures(poses, scaled, camera, config.action_map, height, width)
+        yield compare(f"trajectory images {size}", pictures, arrays[f"out_traj_uint8_{size}"], 0)
+        latent = scale_intrinsics(scaled, 1 / 8, 1 / 8)
+        yield compare(f"latent intrinsics {size}", latent.astype(np.float32), arrays[f"out_K_latent_{size}"], 1e-4)
+        rays = ray_maps(np.broadcast_to(latent, (len(camera), 3, 3)), camera, height // 8, width // 8)[::3]
+        yield compare(f"ray direction {size}", rays[..., :3], arrays[f"out_ray_dir_{size}"], 1e-6)
+        yield compare(f"ray origin {size}", rays[..., 3:], arrays[f"out_ray_origin_{size}"], 1e-6)
+
+
+def _check_rollout(config: SimulatorConfig, params: Params, arrays: dict) -> Iterator[Result]:
+    plan = plan_poses(
+        config, arrays["in_action16"], arrays["in_c2w"], arrays["in_K"], tuple(arrays["in_source_hw"]),
+        int(arrays["in_stat_sep"]),
+    )  # fmt: skip
+    yield compare("deltas", plan.deltas, arrays["in_delta_norm"], 1e-5)
+    yield compare("drawn poses", drawn_poses(arrays["in_action16"], config.history), arrays["in_abs_vis"], 1e-9)
+    if "out_traj_uint8" in arrays:
+        yield compare("trajectory images", plan.pictures, arrays["out_traj_uint8"], 0)
+    for scale in np.atleast_1d(arrays["in_cfg_scales"]):
+        guided = replace(
+            config,
+            ddim_steps=int(arrays["in_ddim_steps"]),
+            eta=float(arrays["in_eta"]),
+            guidance=float(scale),
+            guidance_rescale=float(arrays["in_guidance_rescale"]),
+            frame_rate=int(np.ravel(arrays["in_fs"])[0]),
+            domain=int(np.ravel(arrays["in_domain_id"])[0]),
+        )
+        prefix = f"cfg{float(scale):g}_" if f"out_cfg{float(scale):g}_latents" in arrays else f"cfg{float(scale)}_"
+        part = {
+            f"{kind}_{name.split(prefix, 1)[1]}": arrays[name]
+            for kind in ("in", "out")
+            for name in arrays
+            if name.startswith(f"{kind}_{prefix}")
+        }
+        yield from _check_free_rollout(prefix, guided, params, arrays["in_image"], plan, part)
+        yield from _check_chunks(prefix, guided, params, part)
+
+
+def _check_free_rollout(
+    prefix: str, config: SimulatorConfig, params: Params, image: np.ndarray, plan, part: dict
+) -> Iterator[Result]:
+    """Our own chain from the first image, the fixture's noise injected."""
+    start, step = part["in_start_noise"], part["in_step_noise"]
+    noise = lambda chunk, _: (videos(start[chunk], 1), jnp.stack([videos(row, 1) for row in step[chunk]]))
+    chunks = list(rollout_poses(config, params, image.transpose(1, 2, 0), plan, len(start), noise))
+    guided = config.guidance != 1.0
+    stack = lambda function: np.stack([np.asarray(function(chunk)) for chunk in chunks])
+    channels = config.unet.latent_channels
+    condition = part["out_c_concat"]
+    maps = slice(channels + 1, 2 * channels + 1)
+    yield compare(f"{prefix}map latents", stack(lambda c: foreign_videos(c.inputs.maps)), condition[:, :, maps], 3e-3)
+    rays = stack(lambda c: foreign_videos(c.inputs.rays))
+    yield compare(f"{prefix}rays", rays, condition[:, :, maps.stop :], 1e-5)
+    latents = stack(lambda c: foreign_videos(c.latents))
+    yield compare(f"{prefix}free latents", latents, part["out_latents"], 2e-2 if guided else 2e-3)
+    frames = np.concatenate([np.asarray(chunk.frames) for chunk in chunks])
+    yield compare(f"{prefix}free video", frames, part["out_video_uint8"], 2)
+
+
+def _check_chunks(prefix: str, config: SimulatorConfig, params: Params, part: dict) -> Iterator[Result]:
+    """Each chunk apart, from the fixture's own conditioning."""
+    latents, frames = [], []
+    for chunk in range(len(part["in_start_noise"])):
+        blank = part["out_uncond_context"][chunk] if config.guidance != 1.0 else None
+        out, _, _ = sample_reference(
+            config, params, part["out_c_concat"][chunk], part["out_context"][chunk], blank,
+            part["in_start_noise"][chunk], part["in_step_noise"][chunk], np.array([config.frame_rate]),
+            np.array([config.domain]), config.eta, config.guidance, config.guidance_rescale,
+        )  # fmt: skip
+        latents.append(out)
+        frames.append(decode_latents(config, params, videos(out, 1)[0, 0, config.history :]))
+    yield compare(f"{prefix}chunk latents", np.stack(latents), part["out_latents"], 3e-4)
+    yield compare(f"{prefix}chunk video", np.concatenate(frames), part["out_video_uint8"], 1)

@@ -2,7 +2,8 @@
 """Conditioning images: action maps (where the hand will be, on the image plane) and ray maps (where pixels look).
 
 Sources: World-Env section 1.2 (projected pose on black), EVAC (a disc coloured by the gripper, three axes of the tool
-frame; ray direction and origin at latent resolution). Everything is drawn on the device.
+frame; ray direction and origin at latent resolution). Action maps are drawn on the device; EVAC's own pictures
+are in `evac_pictures`. The geometry takes JAX arrays, or NumPy arrays in float64.
 """
 
 import functools
@@ -32,29 +33,32 @@ class ActionMapConfig:
 
 def tool_points(rotation: Array, position: Array, config: ActionMapConfig) -> Array:
     """Origin and axis tips of the tool frame in the world: [..., 3, 3] and [..., 3] to [..., 4, 3]."""
+    xp = position.__array_namespace__()
     origin = position + rotation[..., 2] * config.tool_offset
-    tips = origin[..., None, :] + jnp.swapaxes(rotation, -1, -2) * config.axis_length
-    return jnp.concatenate([origin[..., None, :], tips], axis=-2)
+    tips = origin[..., None, :] + xp.swapaxes(rotation, -1, -2) * config.axis_length
+    return xp.concatenate([origin[..., None, :], tips], axis=-2)
 
 
 def project(points: Array, intrinsics: Array, camera_to_world: Array) -> tuple[Array, Array]:
     """World points [..., P, 3] to pixels [..., P, 2] and depths [..., P] of cameras [..., 3, 3], [..., 4, 4]."""
+    xp = points.__array_namespace__()
     offset = points - camera_to_world[..., None, :3, 3]
-    local = jnp.einsum("...pi,...ij->...pj", offset, camera_to_world[..., :3, :3])
+    local = xp.einsum("...pi,...ij->...pj", offset, camera_to_world[..., :3, :3])
     depth = local[..., 2]
-    pixels = jnp.einsum("...ij,...pj->...pi", intrinsics[..., :2, :], local)
-    safe = jnp.where(jnp.abs(depth) < 1e-6, 1e-6, depth)
+    pixels = xp.einsum("...ij,...pj->...pi", intrinsics[..., :2, :], local)
+    safe = xp.where(xp.abs(depth) < 1e-6, 1e-6, depth)
     return pixels / safe[..., None], depth
 
 
 def gripper_colour(opening: Array, arm: int) -> Array:
     """Opening in [0, 1] (clipped) to RGB in 0..255, int32 [..., 3]: matplotlib's map of 256 colours."""
-    table = jnp.asarray(_colour_table(GRIPPER_COLOURS[arm]))
+    table = jnp.asarray(colour_table(GRIPPER_COLOURS[arm]))
     return table[jnp.clip((opening * 256).astype(jnp.int32), 0, 255)]
 
 
 @functools.cache
-def _colour_table(name: str) -> np.ndarray:
+def colour_table(name: str) -> np.ndarray:
+    """A matplotlib map as int32 [256, 3] in 0..255."""
     colours = matplotlib.colormaps[name](np.arange(256))[:, :3]
     return (255 * colours).astype(np.int32)
 
@@ -64,7 +68,7 @@ def draw_action_map(
 ) -> Array:
     """Draws one arm with anti-aliased edges, so that small images keep fractions of a pixel.
 
-    Differs from EVAC: its pictures (`opencv_maps.draw_trajectory_image`) have hard edges.
+    Differs from EVAC: its pictures (`evac_pictures`) have hard edges.
 
     Args:
         pixels: float [..., 4, 2], origin and axis tips, x to the right and y down.
@@ -105,15 +109,17 @@ def ray_maps(intrinsics: Array, camera_to_world: Array, height: int, width: int)
         camera_to_world: float [..., 4, 4].
     Returns: float [..., height, width, 6].
     """
-    y, x = jnp.mgrid[:height, :width].astype(intrinsics.dtype) + 0.5
+    xp = intrinsics.__array_namespace__()
+    y, x = xp.mgrid[:height, :width].astype(intrinsics.dtype) + 0.5
     fx, fy, cx, cy = (intrinsics[..., i, j, None, None] for i, j in ((0, 0), (1, 1), (0, 2), (1, 2)))
-    direction = jnp.stack(jnp.broadcast_arrays((x - cx) / fx, (y - cy) / fy, jnp.ones_like(x)), axis=-1)
-    direction = jnp.einsum("...ij,...hwj->...hwi", camera_to_world[..., :3, :3], direction)
-    direction = direction / jnp.linalg.norm(direction, axis=-1, keepdims=True)
-    origin = jnp.broadcast_to(camera_to_world[..., None, None, :3, 3], direction.shape)
-    return jnp.concatenate([direction, origin], axis=-1)
+    direction = xp.stack(xp.broadcast_arrays((x - cx) / fx, (y - cy) / fy, xp.ones_like(x)), axis=-1)
+    direction = xp.einsum("...ij,...hwj->...hwi", camera_to_world[..., :3, :3], direction)
+    direction = direction / xp.linalg.norm(direction, axis=-1, keepdims=True)
+    origin = xp.broadcast_to(camera_to_world[..., None, None, :3, 3], direction.shape)
+    return xp.concatenate([direction, origin], axis=-1)
 
 
 def scale_intrinsics(intrinsics: Array, height: float, width: float) -> Array:
     """Intrinsics of the image resized by the factors `height` and `width`."""
-    return intrinsics * jnp.array([[width], [height], [1.0]], intrinsics.dtype)
+    xp = intrinsics.__array_namespace__()
+    return intrinsics * xp.array([[width], [height], [1.0]], intrinsics.dtype)

@@ -47,7 +47,6 @@ class SimulatorConfig:
     condition_dropout: float = 0.1
     history_noise: tuple[int, int] = (3, 20)  # divisors of the history's noise steps, inclusive: larger is cleaner
     sampled_steps_only: bool = False  # Differs from EVAC where True: trains only the noise steps that sampling visits
-    frozen: tuple[str, ...] = ("autoencoder", "image_encoder", "denoiser/action_resampler")
     reference_quirks: bool = False  # EVAC's published roll-out to the letter; see `pose_rollout`
 
     def __post_init__(self):
@@ -165,5 +164,4 @@ def _small(
         condition_dropout=0.0,
         history_noise=(20, 200),
         sampled_steps_only=True,
-        frozen=("autoencoder",),
     )

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The autoencoder: shapes, patches, learning, and errors on wrong frames."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from worldenv_jax.simulator import (
+    SimulatorConfig,
+    autoencoder_loss,
+    decode_latents,
+    encode_frames,
+    init_simulator,
+    measure_latent_scale,
+)
+from worldenv_jax.simulator.autoencoder import depth_to_space, space_to_depth
+
+CONFIG = SimulatorConfig.debug()
+
+
+@pytest.fixture(scope="module")
+def params():
+    return init_simulator(CONFIG, jax.random.key(0))
+
+
+def _frames(count):
+    return np.random.default_rng(0).integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
+
+
+def test_patches_are_reversible():
+    x = jnp.arange(2 * 4 * 6 * 3.0).reshape(2, 4, 6, 3)
+    patches = space_to_depth(x, 2)
+    assert patches.shape == (2, 2, 3, 12)
+    np.testing.assert_array_equal(patches[0, 0, 0, :6], [0, 1, 2, 3, 4, 5])
+    np.testing.assert_array_equal(depth_to_space(patches, 2), x)
+
+
+def test_shapes_and_dtypes(params):
+    latents = encode_frames(CONFIG, params, _frames(6).reshape(2, 3, 1, 32, 32, 3))
+    assert latents.shape == (2, 3, 1, *CONFIG.latent_size, CONFIG.autoencoder.latent_channels)
+    frames = decode_latents(CONFIG, params, latents)
+    assert frames.shape == (2, 3, 1, 32, 32, 3) and frames.dtype == jnp.uint8
+
+
+def test_scale_brings_latents_to_unit_variance(params):
+    import dataclasses
+
+    frames = _frames(8)
+    scaled = dataclasses.replace(CONFIG, latent_scale=measure_latent_scale(CONFIG, params, frames))
+    assert float(jnp.std(encode_frames(scaled, params, frames))) == pytest.approx(1.0, rel=1e-4)
+
+
+def test_loss_falls(params):
+    """Plain gradient descent on one batch."""
+    frames = np.full((4, 32, 32, 3), 200, np.uint8)
+    loss = lambda p, key: autoencoder_loss(CONFIG, {"autoencoder": p}, key, frames)[0]
+    step = jax.jit(lambda p, key: jax.tree.map(lambda x, g: x - 0.05 * g, p, jax.grad(loss)(p, key)))
+    trained = params["autoencoder"]
+    for i in range(20):
+        trained = step(trained, jax.random.key(i))
+    assert loss(trained, jax.random.key(0)) < 0.5 * loss(params["autoencoder"], jax.random.key(0))
+
+
+def test_wrong_frames_are_named(params):
+    with pytest.raises(ValueError, match="got frames float32.*expected uint8"):
+        encode_frames(CONFIG, params, jnp.zeros((1, 32, 32, 3)))
+    with pytest.raises(ValueError, match="expected uint8 \\[..., 32, 32, 3\\]"):
+        encode_frames(CONFIG, params, jnp.zeros((1, 64, 64, 3), jnp.uint8))

@@ -1,0 +1,237 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The simulator as a function of actions: memory, noise, batching, and that training sees what roll-outs see."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from worldenv_jax.simulator import (
+    Kinematics,
+    SimulatorBatch,
+    SimulatorConfig,
+    advance_proprio,
+    denoising_loss,
+    encode_frames,
+    init_simulator,
+    make_simulator_fns,
+)
+from worldenv_jax.simulator.conditioning import predict_v, prepare
+from worldenv_jax.simulator.losses import drop_conditions
+from worldenv_jax.simulator.world_simulator import ChunkInputs
+from worldenv_jax.types import Camera, Starts, Statistics, Text
+
+CONFIG = SimulatorConfig.debug()
+STATISTICS = Statistics(
+    -np.ones(7, np.float32), np.ones(7, np.float32), -np.ones(8, np.float32), np.ones(8, np.float32)
+)
+KINEMATICS = Kinematics.osc_pose()
+
+
+@pytest.fixture(scope="module")
+def params():
+    """Random parameters, those that start at zero filled too: an untrained branch would hide mistakes."""
+    leaves, tree = jax.tree.flatten(init_simulator(CONFIG, jax.random.key(0)))
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    return jax.tree.unflatten(tree, [x + 0.05 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys)])
+
+
+def _camera(count):
+    intrinsics = np.tile(np.array([[32, 0, 16], [0, 32, 16], [0, 0, 1]], np.float32), (count, 1, 1, 1))
+    pose = np.array([[1, 0, 0, 0], [0, -1, 0, 0], [0, 0, -1, 1], [0, 0, 0, 1]], np.float32)
+    return Camera(intrinsics, np.tile(pose, (count, 1, 1, 1)))
+
+
+def _starts(count):
+    rng = np.random.default_rng(0)
+    text = Text(np.zeros((count, 2), np.int32), np.ones((count, 2), bool))
+    images = rng.integers(0, 256, (count, 1, 32, 32, 3), dtype=np.uint8)
+    proprio = rng.uniform(-0.1, 0.1, (count, 8)).astype(np.float32)
+    return Starts(images, proprio, text, text, _camera(count), np.zeros(count, np.int32))
+
+
+def _actions(count):
+    return np.random.default_rng(1).uniform(-1, 1, (count, CONFIG.chunk, 7)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def fns():
+    simulator = make_simulator_fns(CONFIG, STATISTICS, KINEMATICS)
+    return jax.jit(simulator.init), jax.jit(simulator.step)
+
+
+def test_two_chunks(params, fns):
+    init, step = fns
+    keys = jax.random.split(jax.random.key(0), 3)
+    state = init(params, keys, _starts(3))
+    for chunk in (1, 2):
+        before = state
+        state, prediction = step(params, keys, state, _actions(3))
+        assert prediction.frames.shape == (3, CONFIG.chunk, 1, 32, 32, 3) and prediction.frames.dtype == jnp.uint8
+        assert int(state.count) == CONFIG.history + chunk * CONFIG.chunk
+        filled = int(before.count)
+        np.testing.assert_array_equal(state.latents[:, :, :filled], before.latents[:, :, :filled])
+        np.testing.assert_array_equal(state.proprio[:, filled : filled + CONFIG.chunk], prediction.proprio)
+    assert prediction.success is None
+
+
+def test_proprioception_is_the_deterministic_step(params, fns):
+    init, step = fns
+    keys, starts, actions = jax.random.split(jax.random.key(0), 3), _starts(3), _actions(3)
+    _, prediction = step(params, keys, init(params, keys, starts), actions)
+    commands = np.concatenate([actions[..., :6], np.where(actions[..., 6:] > 0.5, -1.0, 1.0)], axis=-1)
+    expected = advance_proprio(KINEMATICS, starts.proprio, starts.proprio, commands.astype(np.float32))
+    np.testing.assert_allclose(prediction.proprio, expected, atol=1e-6)
+
+
+def test_batched_equals_one_at_a_time(params, fns):
+    init, step = fns
+    keys, starts, actions = jax.random.split(jax.random.key(0), 3), _starts(3), _actions(3)
+    _, together = step(params, keys, init(params, keys, starts), actions)
+    for i in range(3):
+        one = jax.tree.map(lambda x, i=i: x[i : i + 1], starts)
+        _, alone = step(params, keys[i : i + 1], init(params, keys[i : i + 1], one), actions[i : i + 1])
+        difference = np.abs(np.int32(together.frames[i : i + 1]) - np.int32(alone.frames))
+        assert difference.max() <= 1
+
+
+def test_frames_depend_on_actions_and_on_keys(params, fns):
+    init, step = fns
+    keys = jax.random.split(jax.random.key(0), 3)
+    state = init(params, keys, _starts(3))
+    _, one = step(params, keys, state, _actions(3))
+    _, other = step(params, keys, state, -_actions(3))
+    _, resampled = step(params, jax.random.split(jax.random.key(5), 3), state, _actions(3))
+    assert (one.frames != other.frames).any() and (one.frames != resampled.frames).any()
+
+
+def test_every_step_reuses_one_compilation(params):
+    simulator = make_simulator_fns(CONFIG, STATISTICS, KINEMATICS)
+    traced = []
+
+    @jax.jit
+    def rollout(params, keys, starts, actions):
+        def chunk(state, action):
+            traced.append(1)
+            state, prediction = simulator.step(params, keys, state, action)
+            return state, prediction.proprio
+
+        return jax.lax.scan(chunk, simulator.init(params, keys, starts), actions)[1]
+
+    actions = np.stack([_actions(2)] * 3)
+    assert rollout(params, jax.random.split(jax.random.key(0), 2), _starts(2), actions).shape == (3, 2, 4, 8)
+    assert len(traced) == 1
+
+
+def test_wrong_starts_are_named(params):
+    simulator = make_simulator_fns(CONFIG, STATISTICS, KINEMATICS)
+    starts = _starts(2)._replace(images=np.zeros((2, 2, 32, 32, 3), np.uint8))
+    with pytest.raises(ValueError, match="images \\[B, \\(2, 32, 32, 3\\)\\], expected"):
+        simulator.init(params, jax.random.split(jax.random.key(0), 2), starts)
+
+
+def test_a_preset_that_does_not_fit_together_is_refused():
+    with pytest.raises(ValueError, match="image_size.*action_resampler.input_width is 7, must be 14"):
+        dataclasses.replace(CONFIG, image_size=(33, 32), arms=2)
+
+
+def _batch(params, count=2):
+    rng = np.random.default_rng(2)
+    frames = rng.integers(0, 256, (count, CONFIG.frames, 1, 32, 32, 3), dtype=np.uint8)
+    proprio = rng.uniform(-0.1, 0.1, (count, CONFIG.history, 8)).astype(np.float32)
+    return SimulatorBatch(
+        latents=encode_frames(CONFIG, params, frames),
+        first_images=frames[:, 0],
+        proprio=proprio,
+        previous_proprio=proprio[:, -1],
+        actions=_actions(count),
+        camera=_camera(count),
+        mask=np.ones((count, CONFIG.chunk), bool),
+    )
+
+
+def test_loss_starts_near_the_variance_of_v():
+    """The last layer starts at zero, so v is predicted as 0 and the loss is its variance, about 1."""
+    fresh = init_simulator(CONFIG, jax.random.key(0))
+    batch = _batch(fresh, 8)
+    scaled = dataclasses.replace(CONFIG, latent_scale=1.0)
+    batch = batch._replace(latents=batch.latents / jnp.std(batch.latents))
+    loss, metrics = denoising_loss(scaled, fresh, jax.random.key(1), batch, STATISTICS, KINEMATICS)
+    assert 0.7 < float(loss) < 1.3 and set(metrics) == {"v_error", "x0_error"}
+
+
+def test_masked_frames_do_not_count(params):
+    batch = _batch(params)
+    mask = np.ones((2, CONFIG.chunk), bool)
+    mask[:, 2:] = False
+    changed = batch._replace(latents=batch.latents.at[:, CONFIG.history + 2 :].set(7.0), mask=mask)
+    loss = lambda b: denoising_loss(CONFIG, params, jax.random.key(0), b, STATISTICS, KINEMATICS)[0]
+    # Temporal attention sees the noisy future, so only the target may differ: compare at full noise.
+    full = dataclasses.replace(CONFIG, ddim_steps=1)
+    at_full_noise = lambda b: denoising_loss(full, params, jax.random.key(0), b, STATISTICS, KINEMATICS)[0]
+    np.testing.assert_allclose(at_full_noise(changed), at_full_noise(batch._replace(mask=mask)), rtol=1e-5)
+    assert not np.isclose(loss(batch), loss(changed))
+
+
+def test_wrong_batches_are_named(params):
+    batch = _batch(params)._replace(mask=np.ones((2, 3), bool))
+    with pytest.raises(ValueError, match="mask \\[B, \\(3,\\)\\], expected \\[B, \\(4,\\)\\]"):
+        denoising_loss(CONFIG, params, jax.random.key(0), batch, STATISTICS, KINEMATICS)
+
+
+def test_condition_dropout_drops_what_the_reference_drops():
+    config = dataclasses.replace(CONFIG, condition_dropout=0.1)
+    count = 2000
+    ones = lambda *shape: jnp.ones((count, *shape))
+    frames = CONFIG.frames
+    inputs = ChunkInputs(
+        ones(1, frames, 1, 1, 1), ones(1, frames), ones(1, frames, 1, 1, 1), ones(1, frames, 1, 1, 6), ones(4, 7)
+    )
+    key = jax.random.key(0)
+    dropped, images = drop_conditions(config, key, inputs, ones(1, 1, 1, 3))
+    r = np.asarray(jax.random.uniform(key, (count,)))
+    within = lambda *spans: np.any([(low <= r) & (r < high) for low, high in spans], axis=0)
+    np.testing.assert_array_equal(dropped.deltas[:, 0, 0] == 0, within((0, 0.2)))
+    np.testing.assert_array_equal(images[:, 0, 0, 0, 0] == 0, within((0.1, 0.3)))
+    np.testing.assert_array_equal(dropped.maps[:, 0, -1, 0, 0, 0] == 0, within((0.05, 0.15)))
+    no_image = within((0, 0.05), (0.1, 0.15), (0.25, 0.35))
+    np.testing.assert_array_equal(dropped.present[:, 0, -1] == 0, no_image)
+    np.testing.assert_array_equal(dropped.image_latents[:, 0, -1, 0, 0, 0] == 0, no_image)
+    assert (dropped.present[:, 0, : CONFIG.history] == 1).all()
+
+
+def test_hand_camera_moves_with_the_hand():
+    from worldenv_jax.simulator.conditioning import _camera_poses
+
+    config = dataclasses.replace(CONFIG, views=2, hand_views=(1,))
+    proprio = np.zeros((1, 2, 8), np.float32)
+    proprio[0, 1, :3] = [0.1, 0.2, 0.3]
+    proprio[0, 1, 5] = np.pi / 2
+    camera = np.tile(np.eye(4, dtype=np.float32), (1, 2, 1, 1))
+    camera[0, 1, :3, 3] = [1.0, 0.0, 0.0]
+    poses = np.asarray(_camera_poses(config, jnp.asarray(proprio), jnp.asarray(camera)))
+    np.testing.assert_allclose(poses[0, 0], np.tile(np.eye(4), (2, 1, 1)), atol=1e-6)
+    np.testing.assert_allclose(poses[0, 1, 0], camera[0, 1], atol=1e-6)
+    np.testing.assert_allclose(poses[0, 1, 1, :3, 3], [0.1, 1.2, 0.3], atol=1e-5)
+
+
+def test_two_views_share_one_denoiser(params):
+    """Spatial attention joins the views: what one camera sees changes what is predicted for the other."""
+    shape = (1, 2, CONFIG.frames, *CONFIG.latent_size)
+    rng = np.random.default_rng(3)
+    draw = lambda channels: jnp.asarray(rng.normal(size=(*shape, channels)), jnp.float32)
+    inputs = ChunkInputs(
+        draw(4), jnp.ones(shape[:3]), draw(CONFIG.map_channels), draw(6), jnp.ones((1, CONFIG.chunk, 7)),
+        jnp.zeros((1, CONFIG.frames, 21)),
+    )  # fmt: skip
+    tokens = jnp.ones((1, 8, CONFIG.unet.context_width))
+    latents = draw(4)
+
+    def v(inputs):
+        return predict_v(CONFIG, params, latents, jnp.full((1, 2), 500), prepare(CONFIG, params, inputs, tokens))
+
+    changed = inputs._replace(rays=inputs.rays.at[:, 1].add(1.0))
+    assert v(inputs).shape == latents.shape
+    assert np.abs(v(inputs) - v(changed))[:, 0].max() > 1e-4
