@@ -21,6 +21,7 @@ from worldenv_jax.policy.laplace import clip_log_scale, sample_laplace
 from worldenv_jax.types import Observation, Statistics
 
 CONFIG = PolicyConfig.debug()
+KEYS = jax.random.split(jax.random.key(1), 2)  # one per row
 policy_distribution = jax.jit(functions.policy_distribution, static_argnums=0)
 STATISTICS = Statistics(-jnp.ones(7), jnp.ones(7), -jnp.ones(8), jnp.ones(8))
 
@@ -44,7 +45,9 @@ def test_log_prob_by_hand():
 
 
 def test_samples_have_the_laplace_mean_deviation():
-    samples = sample_laplace(jax.random.key(0), jnp.full(200_000, 0.3), jnp.full(200_000, -1.0))
+    keys = jax.random.split(jax.random.key(0), 2)
+    samples = sample_laplace(keys, jnp.full((2, 100_000), 0.3), jnp.full((2, 100_000), -1.0))
+    assert not jnp.array_equal(samples[0], samples[1])
     # E|x - loc| = b; the median is loc. Standard error of the first: b / sqrt(n) = 8e-4.
     np.testing.assert_allclose(jnp.abs(samples - 0.3).mean(), np.exp(-1.0), atol=4e-3)
     np.testing.assert_allclose(jnp.median(samples), 0.3, atol=4e-3)
@@ -60,7 +63,7 @@ def test_clip_keeps_the_gradient_that_leads_back_inside():
 
 
 def test_samples_are_scored_by_the_distribution_they_came_from(params, observation):
-    step = jax.jit(make_policy_fn(CONFIG, STATISTICS, scale_factor=3.0))(params, jax.random.key(1), observation)
+    step = jax.jit(make_policy_fn(CONFIG, STATISTICS, scale_factor=3.0))(params, KEYS, observation)
     loc, log_scale = policy_distribution(CONFIG, params, STATISTICS, observation)
     # The head starts at -3: clipped to -2 and then widened threefold.
     np.testing.assert_allclose(log_scale, -2.0, atol=1e-6)
@@ -73,7 +76,7 @@ def test_samples_are_scored_by_the_distribution_they_came_from(params, observati
 
 def test_deterministic_policy_acts_at_loc_whatever_the_key(params, observation):
     act = jax.jit(make_policy_fn(CONFIG, STATISTICS, deterministic=True))
-    first, second = (act(params, jax.random.key(i), observation) for i in range(2))
+    first, second = (act(params, keys, observation) for keys in (KEYS, KEYS[::-1]))
     np.testing.assert_array_equal(first.actions, first.loc)
     np.testing.assert_array_equal(first.actions, second.actions)
 
@@ -83,7 +86,7 @@ def test_diffusion_has_no_density(observation):
     params = init_policy(config, jax.random.key(0))
     with pytest.raises(ValueError, match="no density"):
         policy_distribution(config, params, STATISTICS, observation)
-    step = jax.jit(make_policy_fn(config, STATISTICS))(params, jax.random.key(0), observation)
+    step = jax.jit(make_policy_fn(config, STATISTICS))(params, KEYS, observation)
     assert jnp.isfinite(step.actions).all() and jnp.isnan(step.log_prob).all()
 
 

@@ -152,7 +152,7 @@ def test_loaded_policy_acts_and_merging_keeps_its_actions(checkpoint):
     )
     statistics = Statistics(-jnp.ones(7), jnp.ones(7), -jnp.ones(8), jnp.ones(8))
     act = lambda config, params: jax.jit(make_policy_fn(config, statistics, deterministic=True))(
-        params, jax.random.key(0), observation
+        params, jax.random.split(jax.random.key(0), 1), observation
     )
     with jax.default_matmul_precision("highest"):
         beside = act(SMALL, params).actions

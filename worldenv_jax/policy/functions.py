@@ -61,8 +61,8 @@ def make_policy_fn(
         scale_factor: multiplies the Laplace scale, for exploration.
         deterministic: the actions are `loc` instead of a sample.
 
-    Returns: (params, key, observation) -> PolicyStep. With the diffusion head the actions are one DDIM sample and
-        log_prob, log_scale are NaN: it has no density to train on.
+    Returns: (params, key [B], observation) -> PolicyStep; row b samples from key b. With the diffusion head the
+        actions are one DDIM sample and log_prob, log_scale are NaN: it has no density to train on.
     """
 
     def laplace(params: Params, key: Array, observation: Observation) -> PolicyStep:
