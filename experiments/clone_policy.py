@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Clones a policy from the demonstrations (L1), then trains its Laplace scale head (negative log-likelihood).
 
-python experiments/clone_policy.py --config=tabletop --workdir=runs/tabletop          (after collect.py --what=demonstrations)
+python experiments/clone_policy.py --workdir=runs/tabletop        (after collect.py --what=demonstrations)
 """
 
 from common import run_script, run_stages

@@ -17,6 +17,11 @@ FLAGS = flags.FLAGS
 flags.DEFINE_string("config", "tabletop", "Preset: see worldenv_jax/configs.py.")
 flags.DEFINE_multi_string("set", [], "Override, repeatable: --set=post_training.iterations=40")
 flags.DEFINE_string("workdir", None, "Where the run keeps everything; runs/<config> by default.")
+flags.DEFINE_bool("ignore_gate", False, "Post-train although the gate refuses.")
+
+# --policy of the scripts that run one -> the finished model.
+POLICIES = {"before": "policy", "after": "post_trained", "after_true": "post_trained_true"}
+flags.DEFINE_enum("policy", "after", list(POLICIES), "Cloned, post-trained, or post-trained in the true world.")
 
 
 def config_from_flags() -> ExperimentConfig:
@@ -33,7 +38,7 @@ def run_script(main: Callable[[], int | None]) -> None:
     """Parses the flags and runs `main`; errors that a user can correct are one line and exit code 2."""
 
     def parsed(_: list[str]) -> int | None:
-        logging.set_verbosity(logging.INFO)
+        logging.set_verbosity(logging.WARNING)
         use_compilation_cache()
         return main()
 

@@ -4,15 +4,10 @@
 python experiments/evaluate.py --config=tabletop --workdir=runs/tabletop --policy=after
 """
 
-from absl import flags
-from common import FLAGS, config_from_flags, run_script, workdir_from_flags
+from common import FLAGS, POLICIES, config_from_flags, run_script, workdir_from_flags
 
 from worldenv_jax.evaluation.summary import align_columns, rate_text
 from worldenv_jax.training import evaluating, pipeline
-
-flags.DEFINE_enum("policy", "after", ["before", "after"], "The cloned policy, or the post-trained one.")
-
-MODEL = {"before": "policy", "after": "post_trained"}
 
 
 def main() -> None:
@@ -20,7 +15,7 @@ def main() -> None:
     run = pipeline.Run(config_from_flags(), workdir_from_flags())
     try:
         pipeline.start(run)
-        params = run.workdir.params(MODEL[FLAGS.policy])
+        params = run.workdir.params(POLICIES[FLAGS.policy])
         result = evaluating.evaluate_policy(run.config, run.workdir, run.environment, run.models, params, FLAGS.policy)
         rows = [(name, rate_text(rate)) for name, rate in zip(run.environment.instructions, result["per_task"])]
         rows.append(("all tasks", rate_text(result["success"])))

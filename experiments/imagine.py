@@ -5,14 +5,11 @@ python experiments/imagine.py --config=tabletop --workdir=runs/tabletop --policy
 """
 
 from absl import flags
-from common import FLAGS, config_from_flags, run_script, workdir_from_flags
+from common import FLAGS, POLICIES, config_from_flags, run_script, workdir_from_flags
 
 from worldenv_jax.training import imagination, pipeline
 
-flags.DEFINE_enum("policy", "before", ["before", "after"], "The cloned policy, or the post-trained one.")
 flags.DEFINE_integer("count", 8, "Trajectories, from first frames of held-out episodes.", lower_bound=1)
-
-MODEL = {"before": "policy", "after": "post_trained"}
 
 
 def main() -> None:
@@ -22,7 +19,7 @@ def main() -> None:
         pipeline.start(run)
         episodes = run.exploration[1][: FLAGS.count]
         folder = imagination.save_imagined(
-            run.config, run.workdir, run.models, run.world, run.workdir.params(MODEL[FLAGS.policy]), episodes
+            run.config, run.workdir, run.models, run.world, run.workdir.params(POLICIES[FLAGS.policy]), episodes
         )
         print(f"{len(episodes)} imagined trajectories: {folder}, videos in {run.workdir / 'pictures'}")
     finally:

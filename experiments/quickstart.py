@@ -23,7 +23,6 @@ from worldenv_jax.training import pipeline
 flags.DEFINE_bool("from_scratch", False, "Train everything instead of using the shipped models.")
 flags.DEFINE_integer("seeds", 1, "Runs with the seeds 0, 1, ...", lower_bound=1)
 flags.DEFINE_list("variants", ["full"], "Rows of the table: full and the ablations of configs.VARIANTS.")
-flags.DEFINE_bool("ignore_gate", False, "Post-train although the gate refuses.")
 
 
 def run_once(config: ExperimentConfig, folder: Path) -> dict:

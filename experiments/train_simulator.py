@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fits the video-diffusion simulator to demonstrations and exploration: autoencoder, then denoiser.
 
-python experiments/train_simulator.py --config=tabletop --workdir=runs/tabletop          (after collect.py --what=exploration)
+python experiments/train_simulator.py --workdir=runs/tabletop        (after collect.py --what=exploration)
 """
 
 from common import run_script, run_stages

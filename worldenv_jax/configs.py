@@ -27,7 +27,7 @@ class CollectConfig:
     demonstrations_per_task: int = 5
     demonstration_noise: float = 0.1  # Laplace scale on the expert's six deltas
     exploration_per_task: int = 40
-    exploration_scale: float = 1.5  # multiplies the policy's Laplace scale
+    exploration_scale: float = 0.7  # multiplies the policy's Laplace scale
     held_out_fraction: float = 0.15  # of the exploration: never trained on, what the gate measures
     after_success: int = 6  # steps that exploration goes on after a success
     train_on_exploration: bool = True  # False: the simulator sees demonstrations only (ablation)
@@ -52,7 +52,7 @@ class PostTrainingConfig:
     starts: int = 8  # S per iteration
     epochs: int = 1  # passes over the rollouts of an iteration
     minibatches: int = 4  # updates per pass
-    scale_factor: float = 1.0  # multiplies the policy's scale, in sampling and in scoring alike
+    scale_factor: float = 0.5  # multiplies the policy's scale, in sampling and in scoring alike
     max_kl: float = 0.2  # an update whose KL to the behaviour policy exceeds this ends the iteration's updates
     resample_budget: int = 1  # extra rollouts per iteration to replace groups without contrast
     resample_below: float = 0.5  # ... when fewer than this share of groups has contrast
@@ -135,11 +135,11 @@ SCALE_HEAD = ("scale_head",)  # pattern of the parameters that the second stage 
 def tabletop() -> ExperimentConfig:
     """The embedded world on a CPU: minutes."""
     return ExperimentConfig(
-        cloning=_stage(2000, 64, 1e-3, 0.01),
-        scale_head=_stage(200, 64, 1e-3, trainable=SCALE_HEAD),
-        autoencoder=_stage(3000, 32, 1e-3),
-        denoiser=_stage(6000, 16, 5e-4, ema_decay=0.999),
-        reflector_training=_stage(2000, 16, 5e-4, 0.01),
+        cloning=_stage(1000, 64, 1e-3, 0.01),
+        scale_head=_stage(150, 64, 1e-3, trainable=SCALE_HEAD),
+        autoencoder=_stage(1500, 32, 1e-3),
+        denoiser=_stage(2000, 16, 1e-3, ema_decay=0.995),
+        reflector_training=_stage(1000, 16, 1e-3, 0.01),
     )
 
 
@@ -152,7 +152,7 @@ def debug() -> ExperimentConfig:
         collect=CollectConfig(demonstrations_per_task=1, exploration_per_task=2, held_out_fraction=0.5),
         policy=policy,
         simulator=SimulatorConfig.debug(),
-        reflector=ReflectorConfig.debug(),
+        reflector=replace(ReflectorConfig.debug(), max_frames=49),
         cloning=stage(),
         scale_head=stage(trainable=SCALE_HEAD),
         autoencoder=stage(),

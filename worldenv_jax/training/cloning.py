@@ -18,8 +18,8 @@ from worldenv_jax.data.episodes import Episode
 from worldenv_jax.data.windows import BatchSampler, PolicyWindows
 from worldenv_jax.policy import PolicyConfig, init_policy, laplace_log_prob, policy_distribution
 from worldenv_jax.training.models import Models
-from worldenv_jax.training.train_state import LossFn, ema_params, init_train_state, make_train_step
-from worldenv_jax.training.workdir import Workdir, run_training
+from worldenv_jax.training.train_state import LossFn
+from worldenv_jax.training.workdir import Workdir, mesh_from_config, run_training
 from worldenv_jax.types import Array, Observation, Params, Statistics
 
 
@@ -82,17 +82,15 @@ def clone_policy(
     action_loss = make_action_loss(config.policy, models.statistics, augmentation)
     scale_loss = make_scale_loss(config.policy, models.statistics, augmentation)
     episodes = [replace(episode, images=np.asarray(episode.images[:])) for episode in demonstrations]
-    params = init_policy(config.policy, jax.random.key(config.seed))
+    params, mesh = init_policy(config.policy, jax.random.key(config.seed)), mesh_from_config(config.mesh)
     for name, loss, stage, offset in (
         ("clone_policy", action_loss, config.cloning, 1),
         ("scale_head", scale_loss, config.scale_head, 2),
     ):
         windows = PolicyWindows(episodes, config.policy.chunk, pad=True)
         sampler = BatchSampler(windows, stage.batch_size, config.seed + offset)
-        state = init_train_state(params, stage.optimizer, jax.random.key(config.seed + offset))
-        step = make_train_step(loss, stage.optimizer)
-        state = run_training(workdir, name, stage, state, step, make_cloning_batches(models, sampler))
-        params = ema_params(state)
+        key = jax.random.key(config.seed + offset)
+        params = run_training(workdir, name, stage, mesh, params, loss, make_cloning_batches(models, sampler), key)
     return params
 
 

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 
 import jax
 import numpy as np
-from absl import logging
 
 from worldenv_jax.configs import ExperimentConfig
 from worldenv_jax.data.episodes import Episode
@@ -32,7 +31,7 @@ ATTEMPTS = 4  # starts tried per wanted demonstration
 
 
 def collect_demonstrations(config: ExperimentConfig, workdir: Workdir, environment: Environment) -> None:
-    """Writes `demonstrations_per_task` successful expert episodes per task, their statistics and the robot's kinematics.
+    """Writes `demonstrations_per_task` successful expert episodes per task, statistics and kinematics.
 
     Raises:
       WorldEnvError: the expert failed too often.
@@ -114,7 +113,7 @@ def collect_exploration(
         add_episodes(root, part)
     progress.close()
     success = np.mean([episode.succeeded for episode in open_episodes(root)])
-    logging.info("exploration: %d episodes, %.0f %% successful", len(specs), 100 * success)
+    print(f"exploration: {len(specs)} episodes, {success:.0%} successful", flush=True)
 
 
 def split_exploration(episodes: Sequence[Episode], held_out_fraction: float) -> tuple[list[Episode], list[Episode]]:

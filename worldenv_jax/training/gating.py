@@ -14,13 +14,10 @@ from worldenv_jax import files
 from worldenv_jax.configs import ExperimentConfig
 from worldenv_jax.data.episodes import Episode
 from worldenv_jax.evaluation.gate import GateResult, evaluate_gate
-try:
-    from worldenv_jax.evaluation.reflector_quality import calibration_figures
-except ImportError:
-    calibration_figures = None
+from worldenv_jax.evaluation.reflector_quality import calibration_figures
 from worldenv_jax.evaluation.strips import Strip, draw_strip, merge_views, save_image
 from worldenv_jax.evaluation.video_quality import action_sensitivity, open_loop_quality
-from worldenv_jax.training.models import Models
+from worldenv_jax.training.models import Models, take_rows
 from worldenv_jax.training.reflector_training import replay_episodes
 from worldenv_jax.training.workdir import Workdir
 from worldenv_jax.types import Params, Prediction
@@ -96,7 +93,7 @@ def judge_episodes(models: Models, params: Params, episodes: Sequence[Episode]) 
         part = list(episodes[first : first + JUDGE_BATCH])
         rows = np.minimum(np.arange(JUDGE_BATCH), len(part) - 1)
         frames, valid = _pad([np.asarray(e.images[1:]) for e in part], steps)
-        starts = jax.tree.map(lambda leaf: leaf[rows], models.starts(part))
+        starts = take_rows(models.starts(part), rows)
         results.append(np.asarray(judge(params, starts, frames[rows]))[: len(part)] * valid)
     return np.concatenate(results)
 

@@ -23,6 +23,7 @@ from worldenv_jax.data.rlds import add_episodes
 from worldenv_jax.envs.base import Environment
 from worldenv_jax.evaluation.agreement import imagination_agreement
 from worldenv_jax.evaluation.strips import Strip, draw_strip, draw_video, merge_views, save_image, save_video
+from worldenv_jax.mesh import shard_batch, shard_state, shardings
 from worldenv_jax.metrics import make_writer
 from worldenv_jax.policy import laplace_log_prob, policy_distribution
 from worldenv_jax.rollout import RolloutParams
@@ -30,7 +31,7 @@ from worldenv_jax.training.loop import run_stage
 from worldenv_jax.training.models import Models
 from worldenv_jax.training.post_training import collect_contrast, make_imagine, make_update, sample_starts
 from worldenv_jax.training.train_state import TrainState, init_train_state
-from worldenv_jax.training.workdir import Workdir
+from worldenv_jax.training.workdir import Workdir, mesh_from_config
 from worldenv_jax.types import Array, EpisodeSpec, Observation, Params, ReflectorFns, Rollout, SimulatorFns, Starts
 
 
@@ -62,30 +63,30 @@ def post_train(
       stage: name of the checkpoints and metrics.
     """
     settings, samples = config.post_training, config.rollout.samples
+    mesh = mesh_from_config(config.mesh)
+    state = shard_state(init_train_state(params, settings.optimizer, jax.random.key(config.seed + 20)), mesh)
+    frozen = shard_state({"simulator": world.simulator_params, "reflector": world.reflector_params}, mesh)
+    world = world._replace(simulator_params=frozen["simulator"], reflector_params=frozen["reflector"])
     policy = models.policy(settings.scale_factor)
     imagine = make_imagine(policy, world.simulator, world.reflector, config.rollout)
     distribution = partial(_scaled_distribution, config, models)
-    update = make_update(distribution, laplace_log_prob, settings, config.loop, samples)
-    held_out = jax.device_put(held_out)
-    world = world._replace(
-        simulator_params=jax.device_put(world.simulator_params), reflector_params=jax.device_put(world.reflector_params)
-    )
+    update = make_update(distribution, laplace_log_prob, settings, config.loop, samples, shardings(state, mesh))
 
     def iteration(state: TrainState, number: int) -> tuple[TrainState, dict[str, Array]]:
         key = jax.random.fold_in(state.key, number)
         roll = RolloutParams(state.params, world.simulator_params, world.reflector_params)
 
         def attempt(index: int) -> Rollout:
-            chosen = sample_starts(starts, settings.starts, config.seed, number, index)
-            return imagine(roll, jax.random.fold_in(key, 2 * index), chosen)
+            chosen = sample_starts(starts, settings.starts, samples, config.seed, number, index)
+            return imagine(roll, jax.random.fold_in(key, 2 * index), shard_batch(chosen, mesh))
 
         rollout, extra = collect_contrast(attempt, settings, config.loop, samples)
         state, metrics = update(state, jax.random.fold_in(key, 1), rollout)
         return state, {**metrics, "extra_rollouts": jnp.float32(extra)}
 
-    estimate = make_estimate(config, models, world, held_out)
-    state = init_train_state(params, settings.optimizer, jax.random.key(config.seed + 20))
+    estimate = make_estimate(config, models, world, jax.device_put(held_out))
     with (
+        jax.set_mesh(mesh),
         workdir.timed(stage),
         workdir.checkpointer(stage) as checkpointer,
         make_writer(workdir / "metrics", stage) as writer,
@@ -109,8 +110,7 @@ def post_train(
 
 def make_estimate(config: ExperimentConfig, models: Models, world: World, held_out: Starts):
     """params -> {"held_out_reward", "held_out_terminated"} of the mean action from held-out starts, fixed noise."""
-    rollout = replace(config.rollout, samples=1)
-    imagine = make_imagine(models.policy(deterministic=True), world.simulator, world.reflector, rollout)
+    imagine = make_imagine(models.policy(deterministic=True), world.simulator, world.reflector, config.rollout)
     key = jax.random.key(config.seed + 21)
 
     def estimate(params: Params) -> dict[str, float]:
@@ -137,9 +137,8 @@ def measure_agreement(
     After the imagined end the hand holds still for one more chunk, because the judge may speak a few frames early.
     Writes agreement.json and strips of true and imagined frames side by side.
     """
-    rollout_config = replace(config.rollout, samples=1)
     policy = models.policy(config.post_training.scale_factor)
-    imagine = make_imagine(policy, world.simulator, world.reflector, rollout_config)
+    imagine = make_imagine(policy, world.simulator, world.reflector, config.rollout)
     roll = RolloutParams(params, world.simulator_params, world.reflector_params)
     rollout = jax.device_get(imagine(roll, jax.random.key(config.seed + 22), models.starts(episodes)))
     actions = executed_actions(models, rollout)
@@ -165,8 +164,7 @@ def save_imagined(
     Returns:
       The new folder below data/imagined, in the schema of all other episodes; `success` is the reflector's verdict.
     """
-    rollout_config = replace(config.rollout, samples=1)
-    imagine = make_imagine(models.policy(), world.simulator, world.reflector, rollout_config)
+    imagine = make_imagine(models.policy(), world.simulator, world.reflector, config.rollout)
     roll = RolloutParams(params, world.simulator_params, world.reflector_params)
     rollout = jax.device_get(imagine(roll, jax.random.key(config.seed + 23), models.starts(episodes)))
     actions = executed_actions(models, rollout)
@@ -180,7 +178,7 @@ def save_imagined(
             end=dream.num_steps if rollout.terminated[row] else None,
         )
         caption = f"Imagined: {dream.instruction}"
-        save_video(workdir.add_picture(f"imagined_{row}.gif", caption), draw_video(strip))
+        save_video(workdir.add_picture(f"imagined_{row}.webp", caption), draw_video(strip))
     return add_episodes(workdir / "data" / "imagined", dreams)
 
 
@@ -282,4 +280,4 @@ def _draw_agreement(
             )
             caption = f"{case.replace('_', ' ').capitalize()}: {episodes[row].instruction}"
             save_image(workdir.add_picture(f"{case}_{row}.png", caption), draw_strip(strip))
-            save_video(workdir.add_picture(f"{case}_{row}.gif", caption), draw_video(strip))
+            save_video(workdir.add_picture(f"{case}_{row}.webp", caption), draw_video(strip))

@@ -68,6 +68,11 @@ class Models:
         )
 
 
+def take_rows(tree: Any, rows: np.ndarray) -> Any:
+    """Rows of every NumPy leaf [B, ...]."""
+    return jax.tree.map(lambda leaf: np.asarray(leaf)[rows], tree)
+
+
 def to_lists(numbers: NamedTuple) -> dict[str, Any]:
     """A NamedTuple of small float arrays as JSON."""
     return {name: np.asarray(leaf, np.float64).tolist() for name, leaf in numbers._asdict().items()}

@@ -14,13 +14,13 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from absl import logging
 
 from worldenv_jax.configs import ExperimentConfig
 from worldenv_jax.data.episodes import Episode
 from worldenv_jax.envs import make_environment
 from worldenv_jax.envs.base import Environment
 from worldenv_jax.envs.protocol import protocol_hash
+from worldenv_jax.envs.tabletop import oracle_reflector_fns, stack_states, tabletop_simulator_fns
 from worldenv_jax.errors import WorldEnvError
 from worldenv_jax.evaluation.gate import GateResult
 from worldenv_jax.evaluation.report import write_report
@@ -165,6 +165,29 @@ def post_train(run: Run) -> None:
     run.workdir.save_params("post_trained", params)
 
 
+def post_train_true(run: Run) -> None:
+    """The upper bound: the same updates with the true world and the true predicate in place of the learned ones.
+
+    Raises:
+      WorldEnvError: only the tabletop, which is written in JAX, can stand in for the simulator.
+    """
+    if run.config.environment.name != "tabletop":
+        raise WorldEnvError(f"{run.config.environment.name} cannot stand in for the simulator: only the tabletop can")
+    models = run.models
+    world = imagination.World(
+        tabletop_simulator_fns(models.statistics, run.environment.config), oracle_reflector_fns(), {}, {}
+    )
+    training, held_out = run.exploration
+    held_out = _some(held_out, run.config.post_training.held_out_starts)
+    starts = [
+        models.starts(episodes)._replace(environment=stack_states([e.environment for e in episodes]))
+        for episodes in (training, held_out)
+    ]
+    params = run.workdir.params("policy")
+    params = imagination.post_train(run.config, run.workdir, models, world, params, *starts, stage="post_train_true")
+    run.workdir.save_params("post_trained_true", params)
+
+
 def measure_agreement(run: Run) -> None:
     """Do imagined outcomes of the post-trained policy hold in the true world?"""
     with run.workdir.timed("agreement"):
@@ -260,7 +283,7 @@ def start(run: Run) -> None:
         seed=run.config.seed,
         protocol_hash=protocol_hash(run.environment.protocol),
     )
-    logging.info("workdir %s", run.workdir.folder)
+    print(f"workdir {run.workdir.folder}", flush=True)
 
 
 def in_memory(episodes: list[Episode]) -> list[Episode]:

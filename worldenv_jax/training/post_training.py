@@ -5,13 +5,18 @@
 """
 
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from worldenv_jax.configs import PostTrainingConfig
+from worldenv_jax.errors import WorldEnvError
 from worldenv_jax.loop_ppo import LoopConfig, clipped_loss, groups_with_contrast, leave_one_out_advantages
+from worldenv_jax.mesh import constrain_batch
 from worldenv_jax.rollout import RolloutConfig, RolloutParams, imagine_rollout
 from worldenv_jax.training.train_state import TrainState, apply_gradients, value_and_grad
 from worldenv_jax.types import Array, Observation, Params, PolicyFn, ReflectorFns, Rollout, SimulatorFns, Starts, Text
@@ -25,7 +30,12 @@ LogProbFn = Callable[[Array, Array, Array], Array]
 def make_imagine(
     policy: PolicyFn, simulator: SimulatorFns, reflector: ReflectorFns, config: RolloutConfig
 ) -> Callable[[RolloutParams, Array, Starts], Rollout]:
-    """The compiled rollout: (params, key, starts) -> Rollout."""
+    """The compiled rollout: (params, key, starts of B trajectories) -> Rollout.
+
+    The starts of a group are repeated before they are put on a mesh (`sample_starts`), so that no device needs the
+    rows of another.
+    """
+    config = replace(config, samples=1)
 
     def imagine(params: RolloutParams, key: Array, starts: Starts) -> Rollout:
         return imagine_rollout(policy, simulator, reflector, params, key, starts, config)
@@ -69,8 +79,12 @@ def make_update(
     config: PostTrainingConfig,
     loop: LoopConfig,
     samples: int,
+    state_shardings: Any = None,
 ) -> Callable[[TrainState, Array, Rollout], tuple[TrainState, dict[str, Array]]]:
-    """The compiled update of one iteration: epochs x minibatches of the clipped loss over the rollout's trajectories."""
+    """The compiled update of one iteration: epochs x minibatches of the clipped loss over the trajectories.
+
+    `state_shardings`: layout of the state on a mesh (`mesh.shardings`), kept from update to update.
+    """
 
     def loss(params: Params, key: Array, batch: tuple[Rollout, Array]) -> tuple[Array, dict[str, Array]]:
         rollout, advantages = batch
@@ -81,7 +95,7 @@ def make_update(
 
     def one_update(carry, rows):
         state, stopped, batch = carry
-        part = jax.tree.map(lambda leaf: leaf[rows], batch)
+        part = constrain_batch(jax.tree.map(lambda leaf: leaf[rows], batch))
 
         def go(state):
             value, metrics, gradients = value_and_grad(loss, config.optimizer, state.params, state.key, part)
@@ -95,7 +109,7 @@ def make_update(
         state, stopped, metrics = jax.lax.cond(stopped, stay, go, state)
         return (state, stopped, batch), {**metrics, "updated": 1.0 - stopped}
 
-    @jax.jit
+    @partial(jax.jit, out_shardings=(state_shardings, None))
     def update(state: TrainState, key: Array, rollout: Rollout) -> tuple[TrainState, dict[str, Array]]:
         rewards = rollout.reward.reshape(-1, samples)
         contrast = jnp.repeat(groups_with_contrast(rewards, loop), samples)
@@ -131,11 +145,16 @@ def rollout_metrics(rollout: Rollout, samples: int) -> dict[str, Array]:
     }
 
 
-def sample_starts(starts: Starts, count: int, seed: int, iteration: int, attempt: int) -> Starts:
-    """`count` different starts for an iteration: a function of (seed, iteration, attempt) only."""
+def sample_starts(starts: Starts, count: int, samples: int, seed: int, iteration: int, attempt: int) -> Starts:
+    """`count` different starts, each `samples` times in a row: a function of (seed, iteration, attempt) only.
+
+    Raises:
+      WorldEnvError: fewer than `count` starts were collected.
+    """
     total = len(starts.task)
     if count > total:
-        raise ValueError(f"an iteration needs {count} starts, but only {total} were collected: collect more episodes")
-    rng = np.random.default_rng([seed, iteration, attempt])
-    rows = rng.choice(total, count, replace=False)
-    return jax.tree.map(lambda leaf: leaf[rows], starts)
+        raise WorldEnvError(
+            f"an iteration needs {count} starts, but only {total} were collected: collect more episodes"
+        )
+    rows = np.random.default_rng([seed, iteration, attempt]).choice(total, count, replace=False)
+    return jax.tree.map(lambda leaf: np.repeat(leaf[rows], samples, axis=0), starts)

@@ -16,9 +16,8 @@ from worldenv_jax.data.episodes import Episode
 from worldenv_jax.data.windows import BatchSampler, ReflectorWindows
 from worldenv_jax.reflector import init_reflector, reflector_loss
 from worldenv_jax.rollout import RolloutConfig, RolloutParams, imagine_rollout
-from worldenv_jax.training.models import Models
-from worldenv_jax.training.train_state import ema_params, init_train_state, make_train_step
-from worldenv_jax.training.workdir import Workdir, run_training
+from worldenv_jax.training.models import Models, take_rows
+from worldenv_jax.training.workdir import Workdir, mesh_from_config, run_training
 from worldenv_jax.types import Array, Params, Prediction, ReflectorFns, Text
 
 REPLAY_BATCH = 32  # episodes replayed at once
@@ -44,10 +43,8 @@ def train_reflector(
         text, labels = Text(*batch["text"]), batch["labels"] > 0.5
         return reflector_loss(config.reflector, params, batch["frames"], text, labels, batch["frame_mask"])
 
-    params = init_reflector(config.reflector, jax.random.key(config.seed + 3))
-    state = init_train_state(params, stage.optimizer, jax.random.key(config.seed + 4))
-    step = make_train_step(loss, stage.optimizer)
-    return ema_params(run_training(workdir, "reflector", stage, state, step, batch_fn))
+    params, mesh = init_reflector(config.reflector, jax.random.key(config.seed + 3)), mesh_from_config(config.mesh)
+    return run_training(workdir, "reflector", stage, mesh, params, loss, batch_fn, jax.random.key(config.seed + 4))
 
 
 def replay_episodes(
@@ -81,7 +78,7 @@ def replay_episodes(
         rows = np.minimum(np.arange(REPLAY_BATCH), len(part) - 1)  # the last part is padded: one compilation
         actions = np.stack([_chunks(episode.actions, num_chunks, chunk) for episode in part])
         normalised = models.statistics.normalize_action(actions[rows])
-        starts = jax.tree.map(lambda leaf: leaf[rows], models.starts(part))
+        starts = take_rows(models.starts(part), rows)
         rollout = replay(params, keys[first + rows], starts, normalised)
         frames, proprio = np.asarray(rollout.frames), np.asarray(rollout.proprio)
         results += [_imagined(episode, frames[i], proprio[i]) for i, episode in enumerate(part)]

@@ -27,8 +27,7 @@ from worldenv_jax.simulator import (
     init_simulator,
     measure_latent_scale,
 )
-from worldenv_jax.training.train_state import ema_params, init_train_state, make_train_step
-from worldenv_jax.training.workdir import Workdir, run_training
+from worldenv_jax.training.workdir import Workdir, mesh_from_config, run_training
 from worldenv_jax.types import Array, Camera, Params, Statistics
 
 ENCODE_BATCH = 64  # frames per call while latents are cached
@@ -49,9 +48,9 @@ def train_autoencoder(config: ExperimentConfig, workdir: Workdir, episodes: Sequ
         rows = np.random.default_rng([seed, step]).integers(0, len(frames), stage.batch_size)
         return frames[rows]
 
-    state = init_train_state(params["autoencoder"], stage.optimizer, jax.random.key(seed + 1))
-    state = run_training(workdir, "autoencoder", stage, state, make_train_step(loss, stage.optimizer), batch_fn)
-    return {**params, "autoencoder": ema_params(state)}
+    trained, mesh = params["autoencoder"], mesh_from_config(config.mesh)
+    trained = run_training(workdir, "autoencoder", stage, mesh, trained, loss, batch_fn, jax.random.key(seed + 1))
+    return {**params, "autoencoder": trained}
 
 
 def latent_scale(config: ExperimentConfig, params: Params, episodes: Sequence[Episode]) -> float:
@@ -77,9 +76,8 @@ def train_denoiser(
     def loss(params: Params, key: Array, batch: SimulatorBatch) -> tuple[Array, dict[str, Array]]:
         return denoising_loss(simulator, frozen | params, key, batch, statistics, kinematics)
 
-    state = init_train_state(trained, stage.optimizer, jax.random.key(config.seed + 2))
-    state = run_training(workdir, "denoiser", stage, state, make_train_step(loss, stage.optimizer), sampler)
-    return frozen | ema_params(state)
+    mesh, key = mesh_from_config(config.mesh), jax.random.key(config.seed + 2)
+    return frozen | run_training(workdir, "denoiser", stage, mesh, trained, loss, sampler, key)
 
 
 def make_sampler(

@@ -20,25 +20,38 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+from jax.sharding import Mesh
+
 from worldenv_jax import files
 from worldenv_jax.checkpoints import Checkpointer
-from worldenv_jax.configs import StageConfig
+from worldenv_jax.configs import MeshConfig, StageConfig
 from worldenv_jax.data.episodes import Episode
 from worldenv_jax.data.rlds import open_episodes
 from worldenv_jax.errors import WorldEnvError
+from worldenv_jax.mesh import make_mesh, shard_batch, shard_state, shardings
 from worldenv_jax.metrics import make_writer
 from worldenv_jax.overrides import diff_configs
 from worldenv_jax.params_file import load_params, save_params
 from worldenv_jax.training.loop import run_stage
-from worldenv_jax.training.train_state import TrainState
-from worldenv_jax.types import Params
+from worldenv_jax.training.train_state import LossFn, ema_params, init_train_state, make_train_step
+from worldenv_jax.types import Array, Params
 
 MADE_BY = {
     "policy": "experiments/clone_policy.py",
     "simulator": "experiments/train_simulator.py",
     "reflector": "experiments/train_reflector.py",
     "post_trained": "experiments/post_train.py",
+    "post_trained_true": "experiments/post_train.py --world=true",
 }
+
+
+# What may differ between two starts in one workdir: how long and where, not what.
+MAY_CHANGE = ("steps", "iterations", "log_every", "save_every", "slots", "data", "fsdp", "tensor")
+
+
+def _may_change(key: str) -> bool:
+    return key.rpartition(".")[2] in MAY_CHANGE
 
 
 class Workdir:
@@ -46,7 +59,8 @@ class Workdir:
 
     Args:
       folder: made if missing.
-      config: JSON form of the run's config; a folder that was made with another config is refused.
+      config: JSON form of the run's config. A folder that was made with another config is refused; the keys of
+        `MAY_CHANGE` may differ.
 
     Raises:
       WorldEnvError: the folder belongs to another config.
@@ -58,13 +72,13 @@ class Workdir:
         saved = self.folder / "config.json"
         if saved.exists():
             differences = diff_configs(files.read_json(saved), config)
+            differences = [line for line in differences if not _may_change(line.partition(":")[0])]
             if differences:
                 raise WorldEnvError(
                     f"{self.folder} was made with another config: {'; '.join(differences)}. "
                     "Use that config or another --workdir."
                 )
-        else:
-            files.write_json(saved, config)
+        files.write_json(saved, config)
 
     def __truediv__(self, name: str) -> Path:
         return self.folder / name
@@ -149,24 +163,51 @@ def run_training(
     workdir: Workdir,
     stage: str,
     config: StageConfig,
-    state: TrainState,
-    train_step: Callable[[TrainState, Any], tuple[TrainState, Any]],
+    mesh: Mesh,
+    params: Params,
+    loss: LossFn,
     batch_fn: Callable[[int], Any],
-) -> TrainState:
-    """`loop.run_stage` with the workdir's checkpoints, metrics and clock."""
+    key: Array,
+) -> Params:
+    """A supervised stage with the workdir's checkpoints, metrics and clock, on a mesh.
+
+    Args:
+      workdir: of the run.
+      stage: name of the checkpoints and metrics.
+      config: steps, batch, optimiser.
+      mesh: parameters and optimiser state are laid out by `mesh.DEFAULT_RULES`, batches over data and fsdp.
+      params: before the first step.
+      loss: what is minimised.
+      batch_fn: step -> NumPy batch, a pure function.
+      key: of the run's randomness.
+
+    Returns:
+      The parameters after the last step (moving averages where the stage keeps them).
+    """
+    state = shard_state(init_train_state(params, config.optimizer, key), mesh)
+    step = make_train_step(loss, config.optimizer, shardings(state, mesh))
     with (
         workdir.timed(stage),
         workdir.checkpointer(stage) as checkpointer,
         make_writer(workdir / "metrics", stage) as writer,
+        jax.set_mesh(mesh),
     ):
-        return run_stage(
+        state = run_stage(
             stage,
             state,
-            train_step,
-            batch_fn,
+            step,
+            lambda number: shard_batch(batch_fn(number), mesh),
             config.steps,
             checkpointer=checkpointer,
             writer=writer,
             save_every=config.save_every,
             log_every=config.log_every,
         )
+    return ema_params(state)
+
+
+def mesh_from_config(config: MeshConfig) -> Mesh:
+    """The mesh of a run: the first data x fsdp x tensor devices, or all of them with data=0."""
+    count = config.data * config.fsdp * config.tensor
+    devices = jax.devices()[:count] if config.data else None
+    return make_mesh(config.data, config.fsdp, config.tensor, devices)

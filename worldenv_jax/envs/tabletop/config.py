@@ -82,8 +82,8 @@ class TabletopConfig:
     push_limit: float = 0.012  # m per substep that a contact can move an object
     table_limit: float = 0.23  # m, objects stay on the table
 
-    object_jitter: float = 0.03  # m, uniform on each axis
-    receptacle_jitter: float = 0.02  # m
+    object_jitter: float = 0.02  # m, uniform on each axis
+    receptacle_jitter: float = 0.015  # m
     box_yaw_jitter: float = 0.2  # rad
     hand_home: tuple[float, float, float] = (-0.05, 0.0, 0.18)
     hand_jitter: tuple[float, float, float] = (0.03, 0.03, 0.015)

@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""run_episodes in a counting world: success times, recording, and independence from the number of slots."""
+
+import numpy as np
+import pytest
+
+from worldenv_jax.envs.base import Frames
+from worldenv_jax.envs.runner import run_episodes
+from worldenv_jax.types import Camera, EpisodeSpec
+
+K = 4
+
+
+class CountingWorld:
+    """Each action adds its first number; the task is done while the sum is in [task, task + 3)."""
+
+    name = "counting"
+    instructions = ("zero", "one", "two", "three", "four", "five", "six", "never")
+    max_steps = 10
+    image_size = 2
+    num_views = 1
+    protocol: dict = {}
+
+    def __init__(self, num_slots):
+        self.num_slots = num_slots
+        self.sum, self.goal = np.zeros(num_slots), np.zeros(num_slots)
+
+    def reset(self, slots, specs):
+        self.sum[slots] = 0.0
+        self.goal[slots] = [100 if spec.task == 7 else spec.task for spec in specs]
+        return self._frames(slots, self.sum[slots][:, None], np.zeros((len(slots), 1), bool), every_frame=True)
+
+    def step(self, slots, actions, every_frame):
+        total = self.sum[slots][:, None] + np.cumsum(actions[..., 0], axis=1)
+        self.sum[slots] = total[:, -1]
+        goal = self.goal[slots][:, None]
+        return self._frames(slots, total, (total >= goal) & (total < goal + 3), every_frame)
+
+    def start_state(self, slot):
+        return {"goal": self.goal[slot]}
+
+    def _frames(self, slots, total, success, every_frame):
+        shown = total if every_frame else total[:, -1:]
+        images = np.broadcast_to(shown[..., None, None, None, None], (*shown.shape, 1, 2, 2, 3)).astype(np.uint8)
+        proprio = np.zeros((*shown.shape, 8), np.float32)
+        camera = Camera(np.ones((*shown.shape, 1, 3, 3), np.float32), np.ones((*shown.shape, 1, 4, 4), np.float32))
+        return Frames(images, proprio, success, camera)
+
+
+def one_each_step(images, proprio, specs, chunks):
+    """Adds 1 per step (an action of 2 is clipped to 1)."""
+    return np.tile(np.array([2.0, 0, 0, 0, 0, 0, 1], np.float32), (len(specs), K, 1))
+
+
+SPECS = [EpisodeSpec(task, 0) for task in (1, 6, 7, 4)]
+
+
+@pytest.mark.parametrize("slots", [1, 3, 8])
+def test_outcomes_do_not_depend_on_the_slots(slots):
+    def act(*arguments):
+        return np.clip(one_each_step(*arguments), -1, 1)
+
+    outcomes = dict(run_episodes(CountingWorld(slots), act, SPECS))
+    # The sum after step n is n: task g succeeds at step g; "never" fails at the limit of 10.
+    assert [outcomes[i].steps for i in range(4)] == [1, 6, 10, 4]
+    assert [outcomes[i].success for i in range(4)] == [True, True, False, True]
+    assert all(outcome.episode is None for outcome in outcomes.values())
+
+
+def test_recorded_episodes():
+    act = lambda *arguments: np.clip(one_each_step(*arguments), -1, 1)
+    outcomes = dict(run_episodes(CountingWorld(2), act, SPECS, record=True, actor="policy", noise=1.5, after_success=3))
+    first, _, never, last = (outcomes[i].episode for i in range(4))
+    assert first.num_steps == 4 and never.num_steps == 10 and last.num_steps == 7  # success + 3, or the limit
+    np.testing.assert_array_equal(first.images[:, 0, 0, 0, 0], [0, 1, 2, 3, 4])
+    np.testing.assert_array_equal(first.success, [False, True, True, True, False])
+    assert first.noise == 1.5 and first.actor == "policy" and first.instruction == "one"
+    assert never.environment == {"goal": 100}
+    np.testing.assert_array_equal(never.actions[:, 0], 1.0)
+
+
+def test_success_past_the_limit_is_void():
+    world = CountingWorld(1)
+    world.max_steps = 5  # the second chunk reaches step 8, past the limit
+    outcome = dict(run_episodes(world, lambda *a: np.clip(one_each_step(*a), -1, 1), [EpisodeSpec(6, 0)]))[0]
+    assert not outcome.success and outcome.steps == 5

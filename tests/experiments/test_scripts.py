@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every script through its real main on the debug preset: two steps, then resumed to four, equal to four at once."""
+
+import importlib
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+
+from worldenv_jax.data.rlds import open_episodes
+from worldenv_jax.metrics import read_json_lines
+from worldenv_jax.params_file import load_params
+
+EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
+MODELS = ("policy", "simulator", "reflector", "post_trained")
+HALF = (
+    "--set=cloning.steps=2",
+    "--set=scale_head.steps=2",
+    "--set=autoencoder.steps=2",
+    "--set=denoiser.steps=2",
+    "--set=reflector_training.steps=2",
+    "--set=post_training.iterations=2",
+)
+
+
+def run(script: str, workdir: Path, *arguments: str):
+    """Imports a script and calls its main with these flags."""
+    if str(EXPERIMENTS) not in sys.path:
+        sys.path.insert(0, str(EXPERIMENTS))
+    module = importlib.import_module(script)
+    with flagsaver.flagsaver():
+        flags.FLAGS.unparse_flags()
+        flags.FLAGS([script, "--config=debug", f"--workdir={workdir}", *arguments])
+        return module.main()
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    """All stages without a stop, by the quickstart."""
+    workdir = tmp_path_factory.mktemp("straight")
+    run("quickstart", workdir, "--from_scratch", "--ignore_gate")
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def resumed(tmp_path_factory, straight):
+    """Each training stage stopped after two steps and resumed to four."""
+    workdir = tmp_path_factory.mktemp("resumed")
+    run("collect", workdir, "--what=demonstrations")
+    run("clone_policy", workdir, *HALF)
+    run("clone_policy", workdir)
+    # Exploration and simulator depend on the finished models before them.
+    run("collect", workdir, "--what=exploration")
+    for script in ("train_simulator", "train_reflector"):
+        run(script, workdir, *HALF)
+        run(script, workdir)
+    run("post_train", workdir, "--ignore_gate", *HALF)
+    run("post_train", workdir, "--ignore_gate")
+    return workdir
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_resumed_equals_straight_to_the_bit(straight, resumed, model):
+    first, second = (load_params(w / "params" / f"{model}.safetensors") for w in (straight, resumed))
+
+    def compare(a, b, name):
+        if isinstance(a, dict):
+            assert a.keys() == b.keys()
+            for key in a:
+                compare(a[key], b[key], f"{name}/{key}")
+        else:
+            np.testing.assert_array_equal(a, b, err_msg=name)
+
+    compare(first, second, model)
+
+
+def test_what_a_run_leaves(straight):
+    summary = json.loads((straight / "summary.json").read_text())
+    for name in ("success_before", "success_after"):
+        assert set(summary[name]) == {"mean", "low", "high", "episodes"} and summary[name]["episodes"] == 4
+    assert {"stages", "seconds", "peak_rss_bytes", "config", "seed", "protocol_hash"} <= set(summary)
+    assert {"clone_policy", "denoiser", "reflector", "post_train", "evaluate_after"} <= set(summary["stages"])
+    for stage, metric in {
+        "clone_policy": "l1_gripper",
+        "scale_head": "scale",
+        "autoencoder": "psnr",
+        "denoiser": "v_error",
+        "reflector": "accuracy",
+        "post_train": "reward",
+    }.items():
+        rows = read_json_lines(straight / "metrics" / f"{stage}.jsonl")
+        assert [row["step"] for row in rows] == [1, 2, 3, 4] and all(metric in row for row in rows), stage
+        assert list((straight / "metrics" / "tensorboard" / stage).iterdir())
+    gate = json.loads((straight / "gate.json").read_text())
+    assert len(gate["rows"]) == 10
+    assert set(json.loads((straight / "agreement.json").read_text())["counts"]) >= {"false_success", "both_failure"}
+    assert list((straight / "pictures").glob("*.png"))
+    page = (straight / "report.html").read_text()
+    assert "data:image" in page and "http://" not in page.replace("http://www.w3.org", "")
+
+
+def test_the_report_names_its_protocol(straight):
+    evaluation = json.loads((straight / "evaluation" / "after.json").read_text())
+    assert evaluation["protocol_hash"] in (straight / "report.html").read_text()
+
+
+def test_evaluate_and_imagine(straight, capsys):
+    run("evaluate", straight, "--policy=before")
+    assert "all tasks" in capsys.readouterr().out
+    run("imagine", straight, "--policy=before", "--count=2")
+    dreams = open_episodes(straight / "data" / "imagined")
+    assert len(dreams) == 2 and dreams[0].actor == "imagined"
+    assert dreams[0].images.shape[0] == dreams[0].num_steps + 1
+
+
+def test_a_refusing_gate_stops_with_its_figures(straight, tmp_path):
+    from worldenv_jax.errors import WorldEnvError
+
+    shutil.copytree(straight, tmp_path / "run")
+    with pytest.raises(WorldEnvError, match="the gate refuses post-training: PSNR above .*--ignore_gate"):
+        run("post_train", tmp_path / "run")
+
+
+def test_another_config_is_refused(straight):
+    from worldenv_jax.errors import WorldEnvError
+
+    with pytest.raises(WorldEnvError, match=r"policy.head_width: 32, now 64"):
+        run("clone_policy", straight, "--set=policy.head_width=64")
+
+
+@pytest.mark.parametrize(
+    "arguments,message",
+    [
+        (("--config=tabeltop",), "did you mean 'tabletop'"),
+        (("--set=policy.chunks=8",), "policy.chunk"),
+        (("--set=cloning.steps=many",), "cloning.steps"),
+    ],
+)
+def test_bad_flags_are_one_line(tmp_path, arguments, message):
+    from worldenv_jax.errors import WorldEnvError
+
+    with pytest.raises(WorldEnvError, match=message):
+        run("clone_policy", tmp_path, *arguments)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_stage_without_its_input_says_what_to_run(tmp_path):
+    from worldenv_jax.errors import WorldEnvError
+
+    with pytest.raises(WorldEnvError, match=r"collect\.py"):
+        run("clone_policy", tmp_path)
