@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Imagines trajectories of a policy and saves them: a GIF each, and an RLDS folder that every loader here can open.
+"""Imagines trajectories of a policy and saves them: a video each, and an RLDS folder that every loader here can open.
 
 python experiments/imagine.py --config=tabletop --workdir=runs/tabletop --policy=before --count=8
 """
@@ -17,9 +17,9 @@ def main() -> None:
     run = pipeline.Run(config_from_flags(), workdir_from_flags())
     try:
         pipeline.start(run)
-        episodes = run.exploration[1][: FLAGS.count]
+        models, episodes = run.models, run.test_episodes[: FLAGS.count]
         folder = imagination.save_imagined(
-            run.config, run.workdir, run.models, run.world, run.workdir.params(POLICIES[FLAGS.policy]), episodes
+            models.config, run.workdir, models, run.world, run.workdir.params(POLICIES[FLAGS.policy]), episodes
         )
         print(f"{len(episodes)} imagined trajectories: {folder}, videos in {run.workdir / 'pictures'}")
     finally:

@@ -45,6 +45,14 @@ class StageConfig:
 
 
 @dataclass(frozen=True)
+class ReflectorStageConfig(StageConfig):
+    """Training of the reflector."""
+
+    frames: int = 8  # of an episode in a batch: drawn at random, the last one always among them ("streaming" only)
+    false_positive_rate: float = 0.02  # per frame: eta is 0.5, or the smallest above it that keeps to this
+
+
+@dataclass(frozen=True)
 class PostTrainingConfig:
     """How much RL, and when to stop it."""
 
@@ -102,13 +110,26 @@ class ExperimentConfig:
     scale_head: StageConfig = StageConfig()
     autoencoder: StageConfig = StageConfig()
     denoiser: StageConfig = StageConfig()
-    reflector_training: StageConfig = StageConfig()
+    reflector_training: ReflectorStageConfig = ReflectorStageConfig()
     rollout: RolloutConfig = RolloutConfig()
     loop: LoopConfig = LoopConfig()
     post_training: PostTrainingConfig = PostTrainingConfig()
     gate: GateConfig = GateConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     mesh: MeshConfig = MeshConfig()
+
+    def __post_init__(self):
+        frames = self.rollout.num_chunks * self.policy.chunk + 1
+        if self.policy.chunk != self.simulator.chunk:
+            raise ValueError(
+                f"policy.chunk is {self.policy.chunk}, simulator.chunk is {self.simulator.chunk}: make them equal"
+            )
+        if frames > self.reflector.max_frames:
+            raise ValueError(f"a rollout has {frames} frames, reflector.max_frames is {self.reflector.max_frames}")
+        if self.rollout.num_chunks > self.simulator.max_chunks:
+            raise ValueError(
+                f"rollout.num_chunks is {self.rollout.num_chunks}, simulator.max_chunks is {self.simulator.max_chunks}"
+            )
 
 
 def _adam(learning_rate: float, steps: int, weight_decay: float = 0.0, **changes) -> OptimizerConfig:
@@ -139,7 +160,7 @@ def tabletop() -> ExperimentConfig:
         scale_head=_stage(150, 64, 1e-3, trainable=SCALE_HEAD),
         autoencoder=_stage(1500, 32, 1e-3),
         denoiser=_stage(2000, 16, 1e-3, ema_decay=0.995),
-        reflector_training=_stage(1000, 16, 1e-3, 0.01),
+        reflector_training=ReflectorStageConfig(450, 32, optimizer=_adam(2e-3, 450, 0.01)),
     )
 
 
@@ -149,7 +170,7 @@ def debug() -> ExperimentConfig:
     stage = lambda **changes: replace(_stage(4, 4, 1e-3, **changes), log_every=1, save_every=1)
     return ExperimentConfig(
         environment=EnvironmentConfig(image_size=32, slots=8, tasks=2),
-        collect=CollectConfig(demonstrations_per_task=1, exploration_per_task=2, held_out_fraction=0.5),
+        collect=CollectConfig(demonstrations_per_task=1, exploration_per_task=4, held_out_fraction=0.5),
         policy=policy,
         simulator=SimulatorConfig.debug(),
         reflector=replace(ReflectorConfig.debug(), max_frames=49),
@@ -157,7 +178,7 @@ def debug() -> ExperimentConfig:
         scale_head=stage(trainable=SCALE_HEAD),
         autoencoder=stage(),
         denoiser=stage(),
-        reflector_training=stage(),
+        reflector_training=ReflectorStageConfig(4, 4, 1, 1, _adam(1e-3, 4)),
         rollout=RolloutConfig(num_chunks=2, samples=2),
         post_training=PostTrainingConfig(
             iterations=4, starts=2, minibatches=2, evaluate_every=2, held_out_starts=2, resample_budget=1
@@ -166,7 +187,22 @@ def debug() -> ExperimentConfig:
     )
 
 
-PRESETS = {preset.__name__: preset for preset in (tabletop, debug)}
+def libero_debug() -> ExperimentConfig:
+    """The real LIBERO simulator with the tabletop's models, every stage for a moment: does everything run?"""
+    base = debug()
+    return replace(
+        base,
+        environment=EnvironmentConfig("libero", "libero_object", tasks=2, image_size=64, slots=2),
+        collect=replace(base.collect, after_success=4),
+        policy=PolicyConfig.tabletop(text_length=40),
+        simulator=SimulatorConfig.tabletop(),
+        reflector=replace(ReflectorConfig.tabletop(), max_frames=289, text_length=32),
+        reflector_training=ReflectorStageConfig(4, 2, 1, 4, _adam(1e-3, 4)),
+        rollout=RolloutConfig(num_chunks=4, samples=2),
+    )
+
+
+PRESETS = {preset.__name__: preset for preset in (tabletop, debug, libero_debug)}
 
 
 def get_config(name: str) -> ExperimentConfig:

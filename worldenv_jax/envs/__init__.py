@@ -28,6 +28,5 @@ def make_environment(config: EnvironmentConfig) -> Environment:
         return TabletopEnvironment(TabletopConfig(image_size=config.image_size), num_slots=config.slots)
     from worldenv_jax.envs.libero import LiberoEnvironment
 
-    return LiberoEnvironment(
-        suite=config.suite, image_size=config.image_size, views=config.views, num_slots=config.slots
-    )
+    views = ("agentview", "wrist")[: config.views]
+    return LiberoEnvironment(config.suite, config.image_size, views, config.slots)

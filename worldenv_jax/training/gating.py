@@ -17,12 +17,16 @@ from worldenv_jax.evaluation.gate import GateResult, evaluate_gate
 from worldenv_jax.evaluation.reflector_quality import calibration_figures
 from worldenv_jax.evaluation.strips import Strip, draw_strip, merge_views, save_image
 from worldenv_jax.evaluation.video_quality import action_sensitivity, open_loop_quality
-from worldenv_jax.training.models import Models, take_rows
-from worldenv_jax.training.reflector_training import replay_episodes
+from worldenv_jax.training.models import Models
+from worldenv_jax.training.reflector_training import (
+    horizon,
+    judge_episodes,
+    labels_of,
+    pad_steps,
+    replay_episodes,
+)
 from worldenv_jax.training.workdir import Workdir
-from worldenv_jax.types import Params, Prediction
-
-JUDGE_BATCH = 32
+from worldenv_jax.types import Params
 
 
 def measure_gate(
@@ -41,26 +45,25 @@ def measure_gate(
     still = replay_episodes(models, simulator_params, [_without_motion(e) for e in episodes], key, chunks)
     other = replay_episodes(models, simulator_params, _with_other_actions(episodes), key, chunks)
 
-    steps = chunks * config.policy.chunk
-    truth, valid = _pad([e.images[1:] for e in episodes], steps)
+    steps = horizon(config)
+    truth, valid = pad_steps([e.images[1:] for e in episodes], steps)
     predictions = {
-        "simulator": _pad([e.images[1:] for e in imagined], steps)[0],
-        "no_action": _pad([e.images[1:] for e in still], steps)[0],
+        "simulator": pad_steps([e.images[1:] for e in imagined], steps)[0],
+        "no_action": pad_steps([e.images[1:] for e in still], steps)[0],
     }
     succeeded = np.array([e.succeeded for e in episodes])
     context = np.stack([e.images[0] for e in episodes])
     figures = open_loop_quality(context, truth, valid, succeeded, predictions)
     sensitivity = action_sensitivity(
-        truth, valid, predictions["simulator"], _pad([e.images[1:] for e in other], steps)[0]
+        truth, valid, predictions["simulator"], pad_steps([e.images[1:] for e in other], steps)[0]
     )
     judged = {
-        "true": judge_episodes(models, reflector_params, episodes),
-        "imagined": judge_episodes(models, reflector_params, imagined),
+        "true": judge_episodes(models, reflector_params, episodes)[0],
+        "imagined": judge_episodes(models, reflector_params, imagined)[0],
     }
+    labels = labels_of(config, episodes)
     reflector = {
-        kind: calibration_figures(
-            probability, _labels(episodes, steps), _masks(episodes, steps), config.rollout.threshold
-        )
+        kind: calibration_figures(probability, labels, valid, config.rollout.threshold)
         for kind, probability in judged.items()
     }
     result = evaluate_gate(figures, reflector, config.gate)
@@ -70,32 +73,6 @@ def measure_gate(
     )
     _draw_strips(config, workdir, episodes, imagined, judged["imagined"])
     return result
-
-
-def judge_episodes(models: Models, params: Params, episodes: Sequence[Episode]) -> np.ndarray:
-    """R(o_1:t, g) float32 [E, N] for frames 1 .. N of each episode, N the rollout's horizon; 0 past an end."""
-    config = models.config
-    chunk, steps = config.policy.chunk, config.rollout.num_chunks * config.policy.chunk
-    reflector = models.reflector
-
-    @jax.jit
-    def judge(params, starts, frames):
-        def one_chunk(state, part):
-            state, probability = reflector.judge(params, state, Prediction(part, jax.numpy.zeros((*part.shape[:2], 8))))
-            return state, probability
-
-        parts = frames.reshape(frames.shape[0], -1, chunk, *frames.shape[2:]).swapaxes(0, 1)
-        _, probability = jax.lax.scan(one_chunk, reflector.init(params, starts), parts)
-        return probability.swapaxes(0, 1).reshape(frames.shape[0], -1)
-
-    results = []
-    for first in range(0, len(episodes), JUDGE_BATCH):
-        part = list(episodes[first : first + JUDGE_BATCH])
-        rows = np.minimum(np.arange(JUDGE_BATCH), len(part) - 1)
-        frames, valid = _pad([np.asarray(e.images[1:]) for e in part], steps)
-        starts = take_rows(models.starts(part), rows)
-        results.append(np.asarray(judge(params, starts, frames[rows]))[: len(part)] * valid)
-    return np.concatenate(results)
 
 
 def _without_motion(episode: Episode) -> Episode:
@@ -111,24 +88,6 @@ def _with_other_actions(episodes: Sequence[Episode]) -> list[Episode]:
         actions = np.concatenate([other.actions, np.zeros((own.num_steps, 7), np.float32)])[: own.num_steps]
         result.append(replace(own, actions=actions))
     return result
-
-
-def _pad(parts: Sequence[np.ndarray], steps: int) -> tuple[np.ndarray, np.ndarray]:
-    """Stacks [T_i, ...] arrays to [E, steps, ...] with zeros behind; and bool [E, steps]."""
-    stacked = np.zeros((len(parts), steps, *parts[0].shape[1:]), parts[0].dtype)
-    valid = np.zeros((len(parts), steps), bool)
-    for row, part in enumerate(parts):
-        length = min(len(part), steps)
-        stacked[row, :length], valid[row, :length] = part[:length], True
-    return stacked, valid
-
-
-def _labels(episodes: Sequence[Episode], steps: int) -> np.ndarray:
-    return _pad([episode.success[1:] for episode in episodes], steps)[0]
-
-
-def _masks(episodes: Sequence[Episode], steps: int) -> np.ndarray:
-    return _pad([episode.success[1:] for episode in episodes], steps)[1]
 
 
 def _draw_strips(

@@ -70,7 +70,9 @@ class Run:
             simulator = replace(config.simulator, latent_scale=numbers["latent_scale"])
             config = replace(config, simulator=simulator)
         if "temperature" in numbers:
-            config = replace(config, reflector=replace(config.reflector, temperature=numbers["temperature"]))
+            reflector = replace(config.reflector, temperature=numbers["temperature"])
+            rollout = replace(config.rollout, threshold=numbers["threshold"])
+            config = replace(config, reflector=reflector, rollout=rollout)
         statistics = from_lists(Statistics, numbers["statistics"])
         kinematics = from_lists(Kinematics, numbers["kinematics"])
         return Models.make(config, statistics, kinematics, self.environment.instructions)
@@ -139,6 +141,9 @@ def train_reflector(run: Run) -> None:
     episodes += reflector_training.replay_episodes(models, run.workdir.params("simulator"), episodes, key, chunks)
     instructions = run.environment.instructions
     params = reflector_training.train_reflector(models.config, run.workdir, models, episodes, instructions)
+    true = run.calibration_episodes
+    imagined = reflector_training.replay_episodes(models, run.workdir.params("simulator"), true, key, chunks)
+    run.workdir.calibrate(**reflector_training.calibrate(models.config, models, params, [true, imagined]))
     run.workdir.save_params("reflector", params)
 
 
@@ -146,7 +151,8 @@ def gate(run: Run) -> GateResult:
     """Measures the learned world on held-out exploration."""
     with run.workdir.timed("gate"):
         simulator, reflector = run.workdir.params("simulator"), run.workdir.params("reflector")
-        return gating.measure_gate(run.config, run.workdir, run.models, simulator, reflector, run.exploration[1])
+        models = run.models
+        return gating.measure_gate(models.config, run.workdir, models, simulator, reflector, run.test_episodes)
 
 
 def evaluate_before(run: Run) -> None:
@@ -159,9 +165,9 @@ def post_train(run: Run) -> None:
     """LOOP-PPO in imagination, from the first frames of all training episodes."""
     models = run.models
     starts = models.starts(run.exploration[0])
-    held_out = models.starts(_some(run.exploration[1], run.config.post_training.held_out_starts))
+    held_out = models.starts(_some(run.test_episodes, run.config.post_training.held_out_starts))
     params = run.workdir.params("policy")
-    params = imagination.post_train(run.config, run.workdir, models, run.world, params, starts, held_out)
+    params = imagination.post_train(models.config, run.workdir, models, run.world, params, starts, held_out)
     run.workdir.save_params("post_trained", params)
 
 
@@ -177,8 +183,7 @@ def post_train_true(run: Run) -> None:
     world = imagination.World(
         tabletop_simulator_fns(models.statistics, run.environment.config), oracle_reflector_fns(), {}, {}
     )
-    training, held_out = run.exploration
-    held_out = _some(held_out, run.config.post_training.held_out_starts)
+    training, held_out = run.exploration[0], _some(run.test_episodes, run.config.post_training.held_out_starts)
     starts = [
         models.starts(episodes)._replace(environment=stack_states([e.environment for e in episodes]))
         for episodes in (training, held_out)

@@ -7,6 +7,7 @@ the same step, so the judge is trained on what it will see (and on the simulator
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -14,13 +15,24 @@ import numpy as np
 from worldenv_jax.configs import ExperimentConfig
 from worldenv_jax.data.episodes import Episode
 from worldenv_jax.data.windows import BatchSampler, ReflectorWindows
+from worldenv_jax.evaluation.reflector_quality import choose_threshold, fit_temperature
 from worldenv_jax.reflector import init_reflector, reflector_loss
 from worldenv_jax.rollout import RolloutConfig, RolloutParams, imagine_rollout
 from worldenv_jax.training.models import Models, take_rows
 from worldenv_jax.training.workdir import Workdir, mesh_from_config, run_training
 from worldenv_jax.types import Array, Params, Prediction, ReflectorFns, Text
 
-REPLAY_BATCH = 32  # episodes replayed at once
+REPLAY_BATCH = 32  # episodes replayed or judged at once
+
+
+class ReflectorBatch(NamedTuple):
+    """Frames of one episode per row, with the success of the row's instruction at each."""
+
+    frames: np.ndarray  # uint8 [B, F, V, H, W, 3]
+    mask: np.ndarray  # bool [B, F], False on padding
+    labels: np.ndarray  # bool [B, F]
+    text: Text
+    index: np.ndarray | None  # int32 [B, F], number of each frame in its episode; None: 0, 1, ...
 
 
 def train_reflector(
@@ -33,18 +45,93 @@ def train_reflector(
     sampler = BatchSampler(windows, stage.batch_size, config.seed)
     row_of = {instruction: row for row, instruction in enumerate(instructions)}
 
-    def batch_fn(step: int) -> dict[str, np.ndarray]:
+    def batch_fn(step: int) -> ReflectorBatch:
         rows = sampler.batch(step)
         task = np.array([row_of[instruction] for instruction in rows["instruction"]])
-        text = jax.tree.map(lambda leaf: np.asarray(leaf)[task], models.reflector_prompts)
-        return {key: rows[key] for key in ("frames", "frame_mask", "labels")} | {"text": tuple(text)}
+        text = Text(*take_rows(tuple(models.reflector_prompts), task))
+        chosen = None
+        if config.reflector.mode == "streaming":
+            chosen = draw_frames(rows["frame_mask"], stage.frames, np.random.default_rng([config.seed, step]))
+            pick = np.arange(len(chosen))[:, None], chosen
+            rows = {key: rows[key][pick] for key in ("frames", "frame_mask", "labels")}
+        return ReflectorBatch(rows["frames"], rows["frame_mask"], rows["labels"] > 0.5, text, chosen)
 
-    def loss(params: Params, key: Array, batch: dict[str, Array]) -> tuple[Array, dict[str, Array]]:
-        text, labels = Text(*batch["text"]), batch["labels"] > 0.5
-        return reflector_loss(config.reflector, params, batch["frames"], text, labels, batch["frame_mask"])
+    def loss(params: Params, key: Array, batch: ReflectorBatch) -> tuple[Array, dict[str, Array]]:
+        return reflector_loss(config.reflector, params, batch.frames, batch.text, batch.labels, batch.mask, batch.index)
 
     params, mesh = init_reflector(config.reflector, jax.random.key(config.seed + 3)), mesh_from_config(config.mesh)
     return run_training(workdir, "reflector", stage, mesh, params, loss, batch_fn, jax.random.key(config.seed + 4))
+
+
+def draw_frames(mask: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+    """Sorted frame numbers int32 [B, count] of episodes with mask bool [B, L]: the last frame, the others at random."""
+    draw = lambda length: np.sort(np.append(rng.choice(length - 1, count - 1, replace=length <= count), length - 1))
+    return np.stack([draw(int(length)) for length in mask.sum(1)]).astype(np.int32)
+
+
+def calibrate(
+    config: ExperimentConfig, models: Models, params: Params, groups: Sequence[Sequence[Episode]]
+) -> dict[str, float]:
+    """Temperature and eta, fitted on held-out episodes: true ones and the simulator's replays alike.
+
+    Returns:
+      {"temperature": of R = sigmoid(logit / T), "threshold": eta by `choose_threshold`}.
+    """
+    judged = [judge_episodes(models, params, episodes) for episodes in groups]
+    probability, mask = np.concatenate([p for p, _ in judged]), np.concatenate([m for _, m in judged])
+    label = np.concatenate([labels_of(models.config, episodes) for episodes in groups])
+    clipped = np.clip(probability, 1e-6, 1 - 1e-6)
+    logit = np.log(clipped / (1 - clipped))
+    temperature = fit_temperature(logit[mask], label[mask])
+    probability = 1 / (1 + np.exp(-logit / temperature))
+    limit = config.reflector_training.false_positive_rate
+    return {"temperature": temperature, "threshold": choose_threshold(probability, label, mask, limit)}
+
+
+def judge_episodes(models: Models, params: Params, episodes: Sequence[Episode]) -> tuple[np.ndarray, np.ndarray]:
+    """R(o_1:t, g) float32 [E, N] for frames 1 .. N of each episode, N the rollout's horizon; and the mask bool [E, N].
+
+    R is 0 past an episode's end.
+    """
+    chunk, reflector = models.config.policy.chunk, models.reflector
+
+    @jax.jit
+    def judge(params, starts, frames):
+        def one_chunk(state, part):
+            return reflector.judge(params, state, Prediction(part, jax.numpy.zeros((*part.shape[:2], 8))))
+
+        parts = frames.reshape(frames.shape[0], -1, chunk, *frames.shape[2:]).swapaxes(0, 1)
+        _, probability = jax.lax.scan(one_chunk, reflector.init(params, starts), parts)
+        return probability.swapaxes(0, 1).reshape(frames.shape[0], -1)
+
+    results = []
+    frames, valid = pad_steps([np.asarray(e.images[1:]) for e in episodes], horizon(models.config))
+    for first in range(0, len(episodes), REPLAY_BATCH):
+        part = list(episodes[first : first + REPLAY_BATCH])
+        rows = np.minimum(np.arange(REPLAY_BATCH), len(part) - 1)
+        starts = take_rows(models.starts(part), rows)
+        results.append(np.asarray(judge(params, starts, frames[first + rows]))[: len(part)])
+    return np.concatenate(results) * valid, valid
+
+
+def horizon(config: ExperimentConfig) -> int:
+    """Steps of a rollout."""
+    return config.rollout.num_chunks * config.policy.chunk
+
+
+def labels_of(config: ExperimentConfig, episodes: Sequence[Episode]) -> np.ndarray:
+    """The task predicate after each step of the horizon, bool [E, N]; False past an episode's end."""
+    return pad_steps([episode.success[1:] for episode in episodes], horizon(config))[0]
+
+
+def pad_steps(parts: Sequence[np.ndarray], steps: int) -> tuple[np.ndarray, np.ndarray]:
+    """Stacks [T_i, ...] arrays to [E, steps, ...] with zeros behind; and the mask bool [E, steps]."""
+    stacked = np.zeros((len(parts), steps, *parts[0].shape[1:]), parts[0].dtype)
+    valid = np.zeros((len(parts), steps), bool)
+    for row, part in enumerate(parts):
+        length = min(len(part), steps)
+        stacked[row, :length], valid[row, :length] = part[:length], True
+    return stacked, valid
 
 
 def replay_episodes(
