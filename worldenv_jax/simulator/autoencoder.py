@@ -24,6 +24,8 @@ class AutoencoderConfig:
     latent_channels: int = 4
     # Differs from EVAC: pixels may first be gathered into patches; the full-resolution level is the dearest one.
     patch: int = 1
+    # Differs from EVAC: a linear map beside encoder and decoder (as in DC-AE, Chen et al. 2025); learns much sooner.
+    shortcut: bool = False
     norm_groups: int = 32
     kl_weight: float = 1e-6
     dtype: str = "float32"
@@ -121,15 +123,23 @@ class Autoencoder(nn.Module):
         self.encoder, self.decoder = _Encoder(self.config), _Decoder(self.config)
         self.quant = nn.Dense(2 * self.config.latent_channels, dtype=self.config.dtype)
         self.post_quant = nn.Dense(self.config.latent_channels, dtype=self.config.dtype)
+        if self.config.shortcut:
+            self.shortcut_in = nn.Dense(self.config.latent_channels, dtype=self.config.dtype)
+            self.shortcut_out = nn.Dense(3 * self.config.downsampling**2, dtype=self.config.dtype)
 
     def encode(self, images: Array) -> tuple[Array, Array]:
         """Images to the posterior's mean and log-variance (clipped to [-30, 20]), float32 [N, h, w, c] each."""
         mean, log_variance = jnp.split(self.quant(self.encoder(images)).astype(jnp.float32), 2, axis=-1)
+        if self.config.shortcut:
+            mean += self.shortcut_in(space_to_depth(images, self.config.downsampling)).astype(jnp.float32)
         return mean, jnp.clip(log_variance, -30.0, 20.0)
 
     def decode(self, latents: Array) -> Array:
         """Latents to images, about [-1, 1], not clipped."""
-        return self.decoder(self.post_quant(latents)).astype(jnp.float32)
+        images = self.decoder(self.post_quant(latents)).astype(jnp.float32)
+        if self.config.shortcut:
+            images += depth_to_space(self.shortcut_out(latents).astype(jnp.float32), self.config.downsampling)
+        return images
 
     def __call__(self, images: Array) -> Array:
         """The images reconstructed from the mean; used to create all parameters."""

@@ -83,6 +83,16 @@ class Run:
         return collecting.split_exploration(self.workdir.episodes("exploration"), self.config.collect.held_out_fraction)
 
     @property
+    def calibration_episodes(self) -> list[Episode]:
+        """The half of the held-out exploration that temperature and eta are fitted on."""
+        return in_memory(self.exploration[1][::2])
+
+    @property
+    def test_episodes(self) -> list[Episode]:
+        """The other half: the gate, the estimate during post-training, the agreement."""
+        return in_memory(self.exploration[1][1::2])
+
+    @property
     def demonstrations(self) -> list[Episode]:
         """Expert episodes."""
         return list(self.workdir.episodes("demonstrations"))
