@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from worldenv_jax import files
 from worldenv_jax.checkpoints import Checkpointer
@@ -84,7 +85,8 @@ def post_train(
         state, metrics = update(state, jax.random.fold_in(key, 1), rollout)
         return state, {**metrics, "extra_rollouts": jnp.float32(extra)}
 
-    estimate = make_estimate(config, models, world, jax.device_put(held_out))
+    everywhere = jax.device_put(held_out, NamedSharding(mesh, PartitionSpec()))
+    estimate = make_estimate(config, models, world, everywhere)
     with (
         jax.set_mesh(mesh),
         workdir.timed(stage),

@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Frames of a batch, padding, and the replay of recorded actions in a world whose answer is known."""
+
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from worldenv_jax.data.episodes import Episode
+from worldenv_jax.training import reflector_training
+from worldenv_jax.training.reflector_training import draw_frames, pad_steps, replay_episodes
+from worldenv_jax.types import Camera, Prediction, SimulatorFns, Starts, Statistics, Text
+
+ONES = np.ones(7, np.float32)
+STATISTICS = Statistics(-ONES, ONES, np.full(8, -2, np.float32), np.full(8, 2, np.float32))
+
+
+def test_draw_frames_are_sorted_inside_the_episode_and_hold_its_end():
+    mask = np.arange(20) < np.array([[20], [9], [3]])
+    chosen = draw_frames(mask, 5, np.random.default_rng(0))
+    assert chosen.shape == (3, 5) and (np.diff(chosen) >= 0).all()
+    np.testing.assert_array_equal(chosen[:, -1], [19, 8, 2])
+    assert len(np.unique(chosen[0])) == 5 and chosen[2].max() == 2
+
+
+def test_pad_steps():
+    stacked, valid = pad_steps([np.ones((2, 3)), np.ones((6, 3))], 4)
+    np.testing.assert_array_equal(valid, [[True, True, False, False], [True] * 4])
+    np.testing.assert_array_equal(stacked.sum((1, 2)), [6, 12])
+
+
+def make_episode(steps, first):
+    frames = np.full((steps + 1, 1, 2, 2, 3), first, np.uint8)
+    actions = np.zeros((steps, 7), np.float32)
+    actions[:, 0] = 1.0
+    cameras = np.ones((steps + 1, 1, 3, 3), np.float32), np.ones((steps + 1, 1, 4, 4), np.float32)
+    success = np.arange(steps + 1) >= steps
+    return Episode(
+        frames,
+        np.zeros((steps + 1, 8), np.float32),
+        actions,
+        success,
+        *cameras,
+        "go",
+        0,
+        0,
+        "train",
+        "shifted",
+        "expert",
+    )
+
+
+def test_replay_counts_the_recorded_actions(monkeypatch):
+    """The world adds each action's first number to the picture: frame n of an episode shows its first frame + n."""
+    monkeypatch.setattr(reflector_training, "REPLAY_BATCH", 4)
+
+    def step(params, key, state, actions):
+        total = state[:, None] + jnp.cumsum(actions[..., 0], axis=1)
+        frames = jnp.broadcast_to(total[:, :, None, None, None, None], (*total.shape, 1, 2, 2, 3)).astype(jnp.uint8)
+        return total[:, -1], Prediction(frames, jnp.zeros((*total.shape, 8)))
+
+    world = SimulatorFns(lambda params, key, starts: starts.images[:, 0, 0, 0, 0].astype(jnp.float32), step)
+    text = Text(np.ones((1, 2), np.int32), np.ones((1, 2), bool))
+
+    def starts(episodes):
+        pick = lambda name: np.stack([getattr(episode, name)[0] for episode in episodes])
+        words = jax.tree.map(lambda leaf: np.repeat(leaf, len(episodes), axis=0), text)
+        camera = Camera(pick("intrinsics"), pick("camera_pose"))
+        return Starts(pick("images"), pick("proprio"), words, words, camera, np.zeros(len(episodes), np.int32))
+
+    models = SimpleNamespace(
+        config=SimpleNamespace(policy=SimpleNamespace(chunk=4)), simulator=world, statistics=STATISTICS, starts=starts
+    )
+    episodes = [make_episode(steps, first) for steps, first in ((8, 10), (3, 20), (12, 30), (8, 40), (5, 50))]
+    dreams = replay_episodes(models, {}, episodes, jax.random.key(0), num_chunks=2)
+    assert [dream.num_steps for dream in dreams] == [8, 3, 8, 8, 5]  # at most T * K = 8
+    for dream, first in zip(dreams, (10, 20, 30, 40, 50)):
+        np.testing.assert_array_equal(dream.images[:, 0, 0, 0, 0], first + np.arange(dream.num_steps + 1))
+        assert dream.actor == "imagined" and len(dream.success) == dream.num_steps + 1
