@@ -94,18 +94,21 @@ class SimulatorConfig:
     @classmethod
     def debug(cls) -> "SimulatorConfig":
         """As small as it gets: 32 px, chunks of 4; compiles in seconds."""
-        config = _small(32, 4, AutoencoderConfig(8, (1, 2), 1, 4, 4, norm_groups=4), 16, (1, 2), (1,), 32, 16)
+        autoencoder = AutoencoderConfig(8, (1, 2), 1, 4, 4, norm_groups=4, shortcut=True, kl_weight=2e-6)
+        config = _small(32, 4, autoencoder, 16, (1, 2), (1,), 32, 16)
         return replace(config, ddim_steps=2, max_chunks=4)
 
     @classmethod
     def tabletop(cls) -> "SimulatorConfig":
-        """One 64 px view, chunks of 8: minutes on a CPU."""
-        return _small(64, 8, AutoencoderConfig(64, (1, 1), 1, 16, 4, norm_groups=8), 32, (1, 2), (0, 1), 64)
+        """One 64 px view, chunks of 8: minutes on a CPU. The sizes of the shipped tabletop simulator."""
+        autoencoder = AutoencoderConfig(64, (1, 1), 1, 8, 4, norm_groups=8, kl_weight=1e-4)
+        return _small(64, 8, autoencoder, 32, (1, 2), (0, 1), 64)
 
     @classmethod
     def libero_small(cls) -> "SimulatorConfig":
         """128 px, agentview and wrist, chunks of 8: one GPU, or a patient CPU."""
-        config = _small(128, 8, AutoencoderConfig(64, (1, 1), 1, 16, 4, norm_groups=8), 64, (1, 2, 2), (0, 1), 128)
+        autoencoder = AutoencoderConfig(64, (1, 1), 1, 16, 4, norm_groups=8, shortcut=True, kl_weight=2e-6)
+        config = _small(128, 8, autoencoder, 64, (1, 2, 2), (0, 1), 128)
         return replace(config, views=2, hand_views=(1,), max_chunks=64)
 
     @classmethod
@@ -128,7 +131,6 @@ def _small(
     head_dim: int = 32,
 ) -> SimulatorConfig:
     """A preset that trains from scratch, for one arm."""
-    autoencoder = replace(autoencoder, shortcut=True, kl_weight=2e-6)
     condition = autoencoder.latent_channels + 1 + 3 * autoencoder.downsampling**2 + 6
     resampler = ResamplerConfig(16, 7, width, width, 2, width // 32, 32)
     return SimulatorConfig(
