@@ -48,7 +48,6 @@ class StageConfig:
 class ReflectorStageConfig(StageConfig):
     """Training of the reflector."""
 
-    frames: int = 8  # of an episode in a batch: drawn at random, the last one always among them ("streaming" only)
     false_positive_rate: float = 0.02  # per frame: eta is 0.5, or the smallest above it that keeps to this
 
 
@@ -160,7 +159,7 @@ def tabletop() -> ExperimentConfig:
         scale_head=_stage(150, 64, 1e-3, trainable=SCALE_HEAD),
         autoencoder=_stage(1500, 32, 1e-3),
         denoiser=_stage(2000, 16, 1e-3, ema_decay=0.995),
-        reflector_training=ReflectorStageConfig(450, 32, optimizer=_adam(2e-3, 450, 0.01)),
+        reflector_training=ReflectorStageConfig(400, 16, optimizer=_adam(2e-3, 400, 0.01)),
     )
 
 

@@ -9,9 +9,11 @@ import pytest
 
 from worldenv_jax.data.episodes import episodes_equal, validate_episode
 from worldenv_jax.envs.libero import EpisodeError, LiberoEnvironment, installation
-from worldenv_jax.envs.libero.simulation import Simulation
 from worldenv_jax.errors import WorldEnvError
 from worldenv_jax.types import EpisodeSpec
+
+pytest.importorskip("mujoco", reason="LIBERO is not installed: make libero")
+from worldenv_jax.envs.libero.simulation import Simulation  # noqa: E402
 
 pytestmark = pytest.mark.libero
 SUITE, TASK, SIZE = "libero_object", 7, 64

@@ -9,19 +9,11 @@ import numpy as np
 
 from worldenv_jax.data.episodes import Episode
 from worldenv_jax.training import reflector_training
-from worldenv_jax.training.reflector_training import draw_frames, pad_steps, replay_episodes
+from worldenv_jax.training.reflector_training import pad_steps, replay_episodes
 from worldenv_jax.types import Camera, Prediction, SimulatorFns, Starts, Statistics, Text
 
 ONES = np.ones(7, np.float32)
 STATISTICS = Statistics(-ONES, ONES, np.full(8, -2, np.float32), np.full(8, 2, np.float32))
-
-
-def test_draw_frames_are_sorted_inside_the_episode_and_hold_its_end():
-    mask = np.arange(20) < np.array([[20], [9], [3]])
-    chosen = draw_frames(mask, 5, np.random.default_rng(0))
-    assert chosen.shape == (3, 5) and (np.diff(chosen) >= 0).all()
-    np.testing.assert_array_equal(chosen[:, -1], [19, 8, 2])
-    assert len(np.unique(chosen[0])) == 5 and chosen[2].max() == 2
 
 
 def test_pad_steps():

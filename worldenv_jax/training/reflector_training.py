@@ -32,7 +32,6 @@ class ReflectorBatch(NamedTuple):
     mask: np.ndarray  # bool [B, F], False on padding
     labels: np.ndarray  # bool [B, F]
     text: Text
-    index: np.ndarray | None  # int32 [B, F], number of each frame in its episode; None: 0, 1, ...
 
 
 def train_reflector(
@@ -49,24 +48,13 @@ def train_reflector(
         rows = sampler.batch(step)
         task = np.array([row_of[instruction] for instruction in rows["instruction"]])
         text = Text(*take_rows(tuple(models.reflector_prompts), task))
-        chosen = None
-        if config.reflector.mode == "streaming":
-            chosen = draw_frames(rows["frame_mask"], stage.frames, np.random.default_rng([config.seed, step]))
-            pick = np.arange(len(chosen))[:, None], chosen
-            rows = {key: rows[key][pick] for key in ("frames", "frame_mask", "labels")}
-        return ReflectorBatch(rows["frames"], rows["frame_mask"], rows["labels"] > 0.5, text, chosen)
+        return ReflectorBatch(rows["frames"], rows["frame_mask"], rows["labels"] > 0.5, text)
 
     def loss(params: Params, key: Array, batch: ReflectorBatch) -> tuple[Array, dict[str, Array]]:
-        return reflector_loss(config.reflector, params, batch.frames, batch.text, batch.labels, batch.mask, batch.index)
+        return reflector_loss(config.reflector, params, batch.frames, batch.text, batch.labels, batch.mask)
 
     params, mesh = init_reflector(config.reflector, jax.random.key(config.seed + 3)), mesh_from_config(config.mesh)
     return run_training(workdir, "reflector", stage, mesh, params, loss, batch_fn, jax.random.key(config.seed + 4))
-
-
-def draw_frames(mask: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """Sorted frame numbers int32 [B, count] of episodes with mask bool [B, L]: the last frame, the others at random."""
-    draw = lambda length: np.sort(np.append(rng.choice(length - 1, count - 1, replace=length <= count), length - 1))
-    return np.stack([draw(int(length)) for length in mask.sum(1)]).astype(np.int32)
 
 
 def calibrate(
