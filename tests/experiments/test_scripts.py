@@ -29,13 +29,22 @@ HALF = (
 
 
 def run(script: str, workdir: Path, *arguments: str):
-    """Imports a script and calls its main with these flags."""
+    """Imports a script and calls its main with these flags.
+
+    The flags are set one by one: tools imported by other tests have required flags, which parsing would ask for.
+    """
     if str(EXPERIMENTS) not in sys.path:
         sys.path.insert(0, str(EXPERIMENTS))
     module = importlib.import_module(script)
-    with flagsaver.flagsaver():
-        flags.FLAGS.unparse_flags()
-        flags.FLAGS([script, "--config=debug", f"--workdir={workdir}", *arguments])
+    values = {"config": "debug", "workdir": str(workdir), "set": []}
+    for argument in arguments:
+        name, separator, text = argument.removeprefix("--").partition("=")
+        if name == "set":
+            values["set"].append(text)
+        else:
+            values[name] = flags.FLAGS[name].parser.parse(text) if separator else True
+    flags.FLAGS.mark_as_parsed()
+    with flagsaver.flagsaver(**values):
         return module.main()
 
 
