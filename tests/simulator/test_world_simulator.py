@@ -2,6 +2,7 @@
 """The simulator as a function of actions: memory, noise, batching, and that training sees what roll-outs see."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -152,13 +153,18 @@ def _batch(params, count=2):
     )
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def _loss(config, params, key, batch):
+    return denoising_loss(config, params, key, batch, STATISTICS, KINEMATICS)
+
+
 def test_loss_starts_near_the_variance_of_v():
     """The last layer starts at zero, so v is predicted as 0 and the loss is its variance, about 1."""
     fresh = init_simulator(CONFIG, jax.random.key(0))
     batch = _batch(fresh, 8)
     scaled = dataclasses.replace(CONFIG, latent_scale=1.0)
     batch = batch._replace(latents=batch.latents / jnp.std(batch.latents))
-    loss, metrics = denoising_loss(scaled, fresh, jax.random.key(1), batch, STATISTICS, KINEMATICS)
+    loss, metrics = _loss(scaled, fresh, jax.random.key(1), batch)
     assert 0.7 < float(loss) < 1.3 and set(metrics) == {"v_error", "x0_error"}
 
 
@@ -167,10 +173,10 @@ def test_masked_frames_do_not_count(params):
     mask = np.ones((2, CONFIG.chunk), bool)
     mask[:, 2:] = False
     changed = batch._replace(latents=batch.latents.at[:, CONFIG.history + 2 :].set(7.0), mask=mask)
-    loss = lambda b: denoising_loss(CONFIG, params, jax.random.key(0), b, STATISTICS, KINEMATICS)[0]
+    loss = lambda b: _loss(CONFIG, params, jax.random.key(0), b)[0]
     # Temporal attention sees the noisy future, so only the target may differ: compare at full noise.
     full = dataclasses.replace(CONFIG, ddim_steps=1)
-    at_full_noise = lambda b: denoising_loss(full, params, jax.random.key(0), b, STATISTICS, KINEMATICS)[0]
+    at_full_noise = lambda b: _loss(full, params, jax.random.key(0), b)[0]
     np.testing.assert_allclose(at_full_noise(changed), at_full_noise(batch._replace(mask=mask)), rtol=1e-5)
     assert not np.isclose(loss(batch), loss(changed))
 
@@ -229,6 +235,7 @@ def test_two_views_share_one_denoiser(params):
     tokens = jnp.ones((1, 8, CONFIG.unet.context_width))
     latents = draw(4)
 
+    @jax.jit
     def v(inputs):
         return predict_v(CONFIG, params, latents, jnp.full((1, 2), 500), prepare(CONFIG, params, inputs, tokens))
 

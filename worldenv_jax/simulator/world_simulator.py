@@ -6,6 +6,7 @@ actions, DDIM denoises K latents beside the sparse memory, and the decoder turns
 latent space (EVAC): frames are encoded once, at the start.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -43,6 +44,7 @@ class SimulatorState(NamedTuple):
     camera: Camera  # of the first frame
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def init_simulator(config: SimulatorConfig, key: Array) -> Params:
     """Random parameters: {"autoencoder", "image_encoder", "denoiser": {"unet", "image_resampler", "action_resampler"}}.
 
