@@ -55,7 +55,7 @@ class ReflectorStageConfig(StageConfig):
 class PostTrainingConfig:
     """How much RL, and when to stop it."""
 
-    iterations: int = 24
+    iterations: int = 12
     starts: int = 8  # S per iteration
     epochs: int = 1  # passes over the rollouts of an iteration
     minibatches: int = 4  # updates per pass
@@ -160,6 +160,7 @@ def tabletop() -> ExperimentConfig:
         autoencoder=_stage(1500, 32, 1e-3),
         denoiser=_stage(2000, 16, 1e-3, ema_decay=0.995),
         reflector_training=ReflectorStageConfig(400, 16, optimizer=_adam(2e-3, 400, 0.01)),
+        post_training=PostTrainingConfig(optimizer=OptimizerConfig(learning_rate=1e-5)),
     )
 
 
