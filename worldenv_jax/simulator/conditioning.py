@@ -6,7 +6,6 @@ Training and roll-out call the same functions, so that they see the same conditi
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 
 from worldenv_jax.networks.resampler import Resampler
@@ -208,8 +207,3 @@ def _frame_features(
     reference = jnp.broadcast_to(proprio[:, config.history - 1 : config.history], proprio.shape)
     motion = relative_pose(proprio, reference) / jnp.maximum(jnp.abs(kinematics.gain), 1e-4)
     return jnp.concatenate([actions, statistics.normalize_proprio(proprio), jnp.clip(motion, -8.0, 8.0)], axis=-1)
-
-
-def split_latents(latents: Array) -> Array:
-    """Latents as data has them, [B, T, V, h, w, c], to the denoiser's [B, V, T, h, w, c]."""
-    return jax.numpy.moveaxis(latents, 2, 1)
