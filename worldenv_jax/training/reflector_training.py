@@ -68,6 +68,8 @@ def calibrate(
     judged = [judge_episodes(models, params, episodes) for episodes in groups]
     probability, mask = np.concatenate([p for p, _ in judged]), np.concatenate([m for _, m in judged])
     label = np.concatenate([labels_of(models.config, episodes) for episodes in groups])
+    if label[mask].all() or not label[mask].any():  # nothing to fit: the gate will say that nothing could be measured
+        return {"temperature": config.reflector.temperature, "threshold": config.rollout.threshold}
     clipped = np.clip(probability, 1e-6, 1 - 1e-6)
     logit = np.log(clipped / (1 - clipped))
     temperature = fit_temperature(logit[mask], label[mask])
