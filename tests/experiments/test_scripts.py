@@ -18,14 +18,13 @@ from worldenv_jax.params_file import load_params
 
 EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
 MODELS = ("policy", "simulator", "reflector", "post_trained")
-HALF = (
-    "--set=cloning.steps=2",
-    "--set=scale_head.steps=2",
-    "--set=autoencoder.steps=2",
-    "--set=denoiser.steps=2",
-    "--set=reflector_training.steps=2",
-    "--set=post_training.iterations=2",
-)
+# Where a stage of one or two phases is stopped: in the middle of each phase, before the next one has begun.
+STOPS = {
+    "clone_policy": (("cloning.steps=2", "scale_head.steps=0"), ("scale_head.steps=2",)),
+    "train_simulator": (("autoencoder.steps=2", "denoiser.steps=0"), ("denoiser.steps=2",)),
+    "train_reflector": (("reflector_training.steps=2",),),
+    "post_train": (("post_training.iterations=2",),),
+}
 
 
 def run(script: str, workdir: Path, *arguments: str):
@@ -60,16 +59,18 @@ def straight(tmp_path_factory):
 def resumed(tmp_path_factory, straight):
     """Each training stage stopped after two steps and resumed to four."""
     workdir = tmp_path_factory.mktemp("resumed")
+
+    def stop_and_resume(script, *arguments):
+        for overrides in STOPS[script]:
+            run(script, workdir, *arguments, *(f"--set={override}" for override in overrides))
+        run(script, workdir, *arguments)
+
     run("collect", workdir, "--what=demonstrations")
-    run("clone_policy", workdir, *HALF)
-    run("clone_policy", workdir)
-    # Exploration and simulator depend on the finished models before them.
-    run("collect", workdir, "--what=exploration")
-    for script in ("train_simulator", "train_reflector"):
-        run(script, workdir, *HALF)
-        run(script, workdir)
-    run("post_train", workdir, "--ignore_gate", *HALF)
-    run("post_train", workdir, "--ignore_gate")
+    stop_and_resume("clone_policy")
+    run("collect", workdir, "--what=exploration")  # depends on the finished policy
+    stop_and_resume("train_simulator")
+    stop_and_resume("train_reflector")
+    stop_and_resume("post_train", "--ignore_gate")
     return workdir
 
 
