@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Kills a training command again and again and checks that resuming loses nothing.
 
-    python tools/fault_run.py --kills=200 --folder=/tmp/faults -- python tests/training/tiny_run.py WORKDIR 400 0.02
+    python tools/fault_run.py --kills=200 --folder=runs/faults -- python tests/training/tiny_run.py WORKDIR 400 0.02
 
 The command runs once undisturbed; then it is started and SIGKILLed at random moments (WORKDIR stands for its folder;
 a run that comes to its end is begun again in a new one) until the kills are done, and is left to finish. All runs must
