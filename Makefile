@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Huge pages for XLA's buffers, which are fresh memory at every call: a quarter to a third less time on a CPU.
+export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 PIP := $(BIN)/pip install --disable-pip-version-check --quiet --constraint tools/constraints.txt
 
 .PHONY: quickstart test parity libero test-libero lint notebooks clean

@@ -17,10 +17,13 @@ import json
 import math
 import os
 import re
+import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # libtpu asks the cloud for its topology otherwise
 os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -31,6 +34,7 @@ from jax.experimental import topologies  # noqa: E402
 from jax.sharding import NamedSharding  # noqa: E402
 from jax.sharding import PartitionSpec as P  # noqa: E402
 
+from tools.flops import jaxpr_flops  # noqa: E402
 from worldenv_jax import mesh as meshes  # noqa: E402
 from worldenv_jax.errors import WorldEnvError, run_main  # noqa: E402
 from worldenv_jax.loop_ppo import LoopConfig  # noqa: E402
@@ -183,34 +187,6 @@ def layouts(devices: int, batch: int) -> Iterator[tuple[int, int, int]]:
                 yield data, fsdp, tensor
 
 
-def count_flops(jaxpr: Any) -> int:
-    """2 x multiply-adds of dots and convolutions; scans times their length, conditionals by their largest branch."""
-    total = 0
-    for equation in jaxpr.eqns:
-        inner = [_open(value) for value in jax.tree.leaves(equation.params, is_leaf=_is_jaxpr) if _is_jaxpr(value)]
-        if equation.primitive.name == "dot_general":
-            contracted = equation.params["dimension_numbers"][0][0]
-            depth = math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
-            total += 2 * depth * math.prod(equation.outvars[0].aval.shape)
-        elif equation.primitive.name == "conv_general_dilated":
-            kernel = equation.invars[1].aval.shape
-            out_features = kernel[equation.params["dimension_numbers"].rhs_spec[0]]
-            total += 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(kernel) // out_features
-        elif equation.primitive.name == "cond":
-            total += max(map(count_flops, inner))
-        else:
-            total += equation.params.get("length", 1) * sum(map(count_flops, inner))
-    return total
-
-
-def _is_jaxpr(value: Any) -> bool:
-    return hasattr(value, "eqns") or hasattr(value, "jaxpr")
-
-
-def _open(value: Any) -> Any:
-    return getattr(value, "jaxpr", value)
-
-
 _BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8}
 _COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 
@@ -265,7 +241,7 @@ def compile_program(function: Callable, arguments: tuple[Any, ...]) -> dict[str,
     """Bytes, FLOPs and collectives of a compiled program; {"error": ...} where the compiler gives up."""
     began = time.monotonic()
     lowered = jax.jit(function).trace(*arguments)
-    flops = count_flops(lowered.jaxpr.jaxpr)
+    flops = jaxpr_flops(lowered.jaxpr.jaxpr)
     try:
         compiled = lowered.lower().compile()
     except Exception as error:  # XLA reports "does not fit" as a runtime error

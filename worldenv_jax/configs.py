@@ -26,7 +26,7 @@ class CollectConfig:
 
     demonstrations_per_task: int = 5
     demonstration_noise: float = 0.1  # Laplace scale on the expert's six deltas
-    exploration_per_task: int = 40
+    exploration_per_task: int = 60
     exploration_scale: float = 0.7  # multiplies the policy's Laplace scale
     held_out_fraction: float = 0.15  # of the exploration: never trained on, what the gate measures
     after_success: int = 6  # steps that exploration goes on after a success
@@ -157,9 +157,10 @@ def tabletop() -> ExperimentConfig:
     return ExperimentConfig(
         cloning=_stage(1000, 64, 1e-3, 0.01),
         scale_head=_stage(150, 64, 1e-3, trainable=SCALE_HEAD),
-        autoencoder=_stage(1500, 32, 1e-3),
+        autoencoder=_stage(1500, 16, 2e-3),
         denoiser=_stage(2000, 16, 1e-3, ema_decay=0.995),
         reflector_training=ReflectorStageConfig(400, 16, optimizer=_adam(2e-3, 400, 0.01)),
+        rollout=RolloutConfig(num_chunks=4),
         post_training=PostTrainingConfig(optimizer=OptimizerConfig(learning_rate=1e-5)),
     )
 

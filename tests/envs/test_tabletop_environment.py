@@ -117,13 +117,13 @@ def test_bad_input_is_named(environment):
 
 def test_protocol_holds_every_number_of_the_world(environment):
     protocol = json.loads(json.dumps(environment.protocol))
-    assert protocol["max_steps"] == environment.max_steps == 48
+    assert protocol["max_steps"] == environment.max_steps == 32
     assert protocol["tabletop"]["object_jitter"] == CONFIG.object_jitter
 
 
 def test_the_true_world_behind_the_simulators_border(demonstrations):
     episodes, count = demonstrations[:4], 4
-    padded = np.zeros((count, 48, 7), np.float32)
+    padded = np.zeros((count, 32, 7), np.float32)
     padded[..., 6] = -1.0
     for row, episode in enumerate(episodes):
         padded[row, : episode.num_steps] = episode.actions
@@ -151,5 +151,5 @@ def test_the_true_world_behind_the_simulators_border(demonstrations):
     np.testing.assert_array_equal(rollout.length, [episode.first_success for episode in episodes])
     np.testing.assert_array_equal(rollout.reward, np.ones(count))
     for row, episode in enumerate(episodes):
-        frames = rollout.frames[row].reshape(48, 1, 32, 32, 3)[: episode.first_success]
+        frames = rollout.frames[row].reshape(32, 1, 32, 32, 3)[: episode.first_success]
         assert np.abs(frames.astype(int) - episode.images[1 : episode.first_success + 1]).mean() < 0.1

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scaled dot-product attention, through cuDNN's fused kernel where that applies."""
+"""Scaled dot-product attention: cuDNN's fused kernel where that applies, XLA's elsewhere, plain products on a CPU."""
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +17,23 @@ def dot_product_attention(query: Array, key: Array, value: Array, mask: Array | 
 
     Returns: [B, N, heads, head_dim].
     """
+    if jax.default_backend() == "cpu":
+        return _heads_first(query, key, value, mask)
     implementation = "cudnn" if _cudnn_applies(query, key, mask) else None
     return jax.nn.dot_product_attention(query, key, value, mask=mask, implementation=implementation)
+
+
+def _heads_first(query: Array, key: Array, value: Array, mask: Array | None) -> Array:
+    """The same with heads as a batch axis: XLA's CPU compiler runs these products several times faster."""
+    repeats = query.shape[2] // key.shape[2]
+    key, value = (jnp.repeat(x, repeats, axis=2) if repeats > 1 else x for x in (key, value))
+    query, key, value = (x.swapaxes(1, 2) for x in (query, key, value))
+    scores = jnp.einsum("bhnd,bhmd->bhnm", query, key, preferred_element_type=jnp.float32)
+    scores *= query.shape[-1] ** -0.5
+    if mask is not None:
+        scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
+    weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
+    return jnp.einsum("bhnm,bhmd->bhnd", weights, value).swapaxes(1, 2)
 
 
 def _cudnn_applies(query: Array, key: Array, mask: Array | None) -> bool:

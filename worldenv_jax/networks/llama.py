@@ -140,7 +140,7 @@ class Llama(nn.Module):
 
     def embed(self, tokens: Array) -> Array:
         """Token ids int32 [B, N] -> embeddings [B, N, D]."""
-        return self.embed_tokens[tokens].astype(self.config.dtype)
+        return jnp.asarray(self.embed_tokens)[tokens].astype(self.config.dtype)
 
     def __call__(
         self,

@@ -32,13 +32,15 @@ class Dense(nn.Module):
     def __call__(self, x: Array) -> Array:
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
         x, kernel = nn.dtypes.promote_dtype(x, kernel, dtype=self.dtype)
-        y = x @ kernel
+        # Rows in one axis: XLA's CPU compiler copies both operands of a weight gradient that sums over several.
+        rows = x.reshape(-1, x.shape[-1])
+        y = rows @ kernel
         if self.has_variable("lora", "a"):
             a, b = self.get_variable("lora", "a"), self.get_variable("lora", "b")
-            y += (x @ a.astype(x.dtype)) @ b.astype(x.dtype)
+            y += (rows @ a.astype(x.dtype)) @ b.astype(x.dtype)
         if self.use_bias:
             y += self.param("bias", self.bias_init, (self.features,)).astype(y.dtype)
-        return y
+        return y.reshape(*x.shape[:-1], self.features)
 
 
 def init_lora(key: Array, params: Params, rank: int) -> Params:

@@ -7,10 +7,10 @@ delta actions. There is no position encoding: the result does not depend on the 
 
 from dataclasses import dataclass
 
-import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from worldenv_jax.networks.attention import dot_product_attention
 from worldenv_jax.networks.lora import Dense
 from worldenv_jax.types import Array
 
@@ -57,7 +57,7 @@ class _Layer(nn.Module):
         key_value = Dense(2 * inner, use_bias=False, dtype=config.dtype, name="to_kv")(source)
         key, value = jnp.split(key_value.reshape(*source.shape[:2], 2 * config.heads, -1), 2, axis=2)
         query = query.reshape(*latents.shape[:2], config.heads, -1)
-        mixed = jax.nn.dot_product_attention(query, key, value)
+        mixed = dot_product_attention(query, key, value)
         mixed = mixed.reshape(*latents.shape[:2], inner)
         return Dense(config.width, use_bias=False, dtype=config.dtype, name="to_out")(mixed)
 

@@ -101,8 +101,8 @@ class SimulatorConfig:
     @classmethod
     def tabletop(cls) -> "SimulatorConfig":
         """One 64 px view, chunks of 8: minutes on a CPU. The sizes of the shipped tabletop simulator."""
-        autoencoder = AutoencoderConfig(64, (1, 1), 1, 8, 4, norm_groups=8, kl_weight=1e-4)
-        return _small(64, 8, autoencoder, 32, (1, 2), (0, 1), 64)
+        autoencoder = AutoencoderConfig(64, (1, 1), 1, 64, 4, norm_groups=8, shortcut=True, kl_weight=1e-4)
+        return replace(_small(64, 8, autoencoder, 64, (1, 1), (1,), 64), ddim_steps=2)
 
     @classmethod
     def libero_small(cls) -> "SimulatorConfig":

@@ -106,8 +106,10 @@ def make_update(
 
         shapes = jax.eval_shape(go, state)[2]
         stay = lambda state: (state, True, jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes))
-        state, stopped, metrics = jax.lax.cond(stopped, stay, go, state)
-        return (state, stopped, batch), {**metrics, "updated": 1.0 - stopped}
+        nothing = ~part[0].valid.any()  # dropped groups come last: minibatches of nothing else cost nothing
+        state, exploded, metrics = jax.lax.cond(stopped | nothing, stay, go, state)
+        stopped |= exploded & ~nothing
+        return (state, stopped, batch), {**metrics, "updated": 1.0 - exploded}
 
     @partial(jax.jit, out_shardings=(state_shardings, None))
     def update(state: TrainState, key: Array, rollout: Rollout) -> tuple[TrainState, dict[str, Array]]:
@@ -116,7 +118,8 @@ def make_update(
         advantages = jnp.where(contrast, leave_one_out_advantages(rewards).reshape(-1), 0.0)
         learning = rollout._replace(valid=rollout.valid & contrast[:, None, None])
         batch = len(rollout.reward)
-        orders = jax.vmap(lambda k: jax.random.permutation(k, batch))(jax.random.split(key, config.epochs))
+        draws = jax.random.uniform(key, (config.epochs, batch))
+        orders = jnp.argsort(jnp.where(contrast, draws, 1.0 + draws), axis=1)
         rows = orders.reshape(config.epochs * config.minibatches, batch // config.minibatches)
         carry = (state, jnp.zeros((), bool), (learning, advantages))
         (state, _, _), metrics = jax.lax.scan(one_update, carry, rows)

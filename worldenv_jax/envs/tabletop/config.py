@@ -64,7 +64,7 @@ class TabletopConfig:
     """
 
     image_size: int = 64  # pixels, square
-    max_steps: int = 48  # commands per episode
+    max_steps: int = 32  # commands per episode
     aftermath_steps: int = 4  # frames that an expert episode keeps after its first success
     control_hz: float = 20.0
     substeps: int = 4  # contact resolutions per command
