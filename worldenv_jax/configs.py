@@ -158,7 +158,7 @@ def tabletop() -> ExperimentConfig:
         cloning=_stage(1000, 64, 1e-3, 0.01),
         scale_head=_stage(150, 64, 1e-3, trainable=SCALE_HEAD),
         autoencoder=_stage(1500, 16, 2e-3),
-        denoiser=_stage(2000, 16, 1e-3, ema_decay=0.995),
+        denoiser=_stage(1500, 16, 1e-3, ema_decay=0.995),
         reflector_training=ReflectorStageConfig(400, 16, optimizer=_adam(2e-3, 400, 0.01)),
         rollout=RolloutConfig(num_chunks=4),
         post_training=PostTrainingConfig(optimizer=OptimizerConfig(learning_rate=1e-5)),

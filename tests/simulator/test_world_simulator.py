@@ -19,8 +19,9 @@ from worldenv_jax.simulator import (
     init_simulator,
     make_simulator_fns,
 )
-from worldenv_jax.simulator.conditioning import predict_v, prepare
+from worldenv_jax.simulator.conditioning import guess_v, predict_v, prepare
 from worldenv_jax.simulator.losses import drop_conditions
+from worldenv_jax.simulator.noise_schedule import noise_schedule
 from worldenv_jax.simulator.world_simulator import ChunkInputs
 from worldenv_jax.types import Camera, Starts, Statistics, Text
 
@@ -242,3 +243,32 @@ def test_two_views_share_one_denoiser(params):
     changed = inputs._replace(rays=inputs.rays.at[:, 1].add(1.0))
     assert v(inputs).shape == latents.shape
     assert np.abs(v(inputs) - v(changed))[:, 0].max() > 1e-4
+
+
+def test_untrained_change_predictor_holds_the_frame():
+    """Its network starts at zero, and a small variance says that nothing moves: the last frame stays."""
+    config = dataclasses.replace(CONFIG, change_variance=1e-6, land_on_x0=True)
+    params = init_simulator(config, jax.random.key(0))
+    fns = make_simulator_fns(config, STATISTICS, KINEMATICS)
+    starts, keys = _starts(2), jax.random.split(jax.random.key(2), 2)
+    state = fns.init(params, keys, starts)
+    state, _ = jax.jit(fns.step)(params, keys, state, _actions(2))
+    latents = encode_frames(config, params, starts.images)
+    newest = state.latents[:, :, config.history : config.history + config.chunk]
+    np.testing.assert_allclose(newest, np.broadcast_to(latents[:, :, None], newest.shape), atol=2e-3)
+
+
+@pytest.mark.parametrize("variance", [0.2, 3.0])
+def test_guessed_v_is_the_posterior_mean(variance):
+    """v of E[x0 | x] for x0 ~ N(reference, variance), by the precision-weighted mean in float64."""
+    config = dataclasses.replace(CONFIG, change_variance=variance)
+    rng = np.random.default_rng(0)
+    x, reference = rng.normal(size=(2, 3, 1, 1, 2, 2, 4))
+    steps = np.array([[999], [600], [50]])
+    schedule = noise_schedule(config.schedule)
+    at = lambda table: table[steps][..., None, None, None, None]
+    a, s = np.sqrt(at(schedule.alphas_cumprod)), np.sqrt(1 - at(schedule.alphas_cumprod))
+    precision = 1 / variance + a**2 / s**2
+    x0 = (reference * at(schedule.x0_scale) / variance + a * x / s**2) / precision
+    expected = a * (x - a * x0) / s - s * x0
+    np.testing.assert_allclose(guess_v(config, x, steps, reference), expected, rtol=1e-4, atol=1e-4)

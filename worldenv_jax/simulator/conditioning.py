@@ -21,6 +21,7 @@ from worldenv_jax.simulator.autoencoder import Autoencoder, space_to_depth
 from worldenv_jax.simulator.config import SimulatorConfig
 from worldenv_jax.simulator.delta_actions import delta_actions, normalize_deltas
 from worldenv_jax.simulator.image_preprocess import clip_preprocess
+from worldenv_jax.simulator.noise_schedule import noise_schedule
 from worldenv_jax.simulator.poses import (
     inverse_transform,
     matrix_from_quaternion,
@@ -166,7 +167,7 @@ def prepare(config: SimulatorConfig, params: Params, inputs: ChunkInputs, image_
     present = jnp.broadcast_to(inputs.present[..., None, None, None], (*inputs.rays.shape[:-1], 1))
     condition = jnp.concatenate([inputs.image_latents, present, inputs.maps, inputs.rays], axis=-1)
     batch = len(condition)
-    return VideoUNet(config.unet).apply(
+    prepared = VideoUNet(config.unet).apply(
         {"params": params["denoiser"]["unet"]},
         condition,
         image_tokens,
@@ -176,12 +177,33 @@ def prepare(config: SimulatorConfig, params: Params, inputs: ChunkInputs, image_
         inputs.frame_features,
         method="prepare",
     )
+    return prepared if config.change_variance is None else prepared._replace(reference=inputs.image_latents)
 
 
 def predict_v(config: SimulatorConfig, params: Params, latents: Array, t: Array, prepared: Prepared) -> Array:
     """The denoiser's v for latents [B, V, F + K, h, w, c] at the noise steps t [B, V]."""
     unet = VideoUNet(config.unet)
-    return unet.apply({"params": params["denoiser"]["unet"]}, latents, t, config.history, prepared)
+    v = unet.apply({"params": params["denoiser"]["unet"]}, latents, t, config.history, prepared)
+    return v if prepared.reference is None else v + guess_v(config, latents, t, prepared.reference)
+
+
+def guess_v(config: SimulatorConfig, latents: Array, t: Array, reference: Array) -> Array:
+    """The v of the most likely x0 given the noisy latents, were x0 ~ N(reference, config.change_variance).
+
+    With x = a x0 + s eps, a^2 + s^2 = 1: x0 = ((1 - k) reference + k x / a), k = a^2 V / (a^2 V + s^2), and
+    v = a eps - s x0 = (a x - x0) / s.
+
+    Args:
+        latents, reference: float [B, V, T, h, w, c]; the reference before the schedule's rescaling.
+        t: int [B, V], noise steps.
+    """
+    schedule, variance = noise_schedule(config.schedule), config.change_variance
+    at = lambda table: jnp.asarray(table, jnp.float32)[t][..., None, None, None, None]
+    squared = at(schedule.alphas_cumprod)
+    a, s = jnp.sqrt(squared), jnp.sqrt(1.0 - squared)
+    total = squared * variance + s**2
+    x0 = (s**2 * reference * at(schedule.x0_scale) + a * variance * latents) / total
+    return (a * latents - x0) / s
 
 
 def _camera_poses(config: SimulatorConfig, proprio: Array, pose: Array) -> Array:

@@ -100,6 +100,7 @@ class Prepared(NamedTuple):
     stem: Array  # [B, V, T, h, w, channels]
     embedding: Array  # [B, V, T, 4 * channels]
     keys_values: tuple[tuple[Array, Array], ...]  # per spatial transformer, [B, M, heads, head_dim]
+    reference: Array | None = None  # [B, V, T, h, w, c], the image latents, where the denoiser predicts a change
 
 
 class _Block(nn.Module):
