@@ -20,6 +20,12 @@ def test_files_are_written_whole_and_folders_are_made(tmp_path):
     assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["b.txt", "c.json"]
 
 
+def test_numbers_without_a_json_form_become_null(tmp_path):
+    files.write_json(tmp_path / "x.json", {"auroc": float("nan"), "rows": [(1.5, float("inf"))]})
+    assert files.read_json(tmp_path / "x.json") == {"auroc": None, "rows": [[1.5, None]]}
+    assert "NaN" not in (tmp_path / "x.json").read_text()
+
+
 def test_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     path = tmp_path / "plot.png"
     path.write_bytes(b"old")

@@ -26,9 +26,9 @@ class CollectConfig:
 
     demonstrations_per_task: int = 5
     demonstration_noise: float = 0.1  # Laplace scale on the expert's six deltas
-    exploration_per_task: int = 60
+    exploration_per_task: int = 80
     exploration_scale: float = 0.7  # multiplies the policy's Laplace scale
-    held_out_fraction: float = 0.15  # of the exploration: never trained on, what the gate measures
+    held_out_fraction: float = 0.25  # of the exploration: never trained on, what the gate measures
     after_success: int = 6  # steps that exploration goes on after a success
     train_on_exploration: bool = True  # False: the simulator sees demonstrations only (ablation)
 
@@ -157,11 +157,17 @@ def tabletop() -> ExperimentConfig:
     return ExperimentConfig(
         cloning=_stage(1000, 64, 1e-3, 0.01),
         scale_head=_stage(150, 64, 1e-3, trainable=SCALE_HEAD),
-        autoencoder=_stage(1500, 16, 2e-3),
-        denoiser=_stage(1500, 16, 1e-3, ema_decay=0.995),
+        autoencoder=_stage(1200, 16, 2e-3),
+        denoiser=_stage(1400, 16, 2e-3, ema_decay=0.995),
         reflector_training=ReflectorStageConfig(400, 16, optimizer=_adam(2e-3, 400, 0.01)),
         rollout=RolloutConfig(num_chunks=4),
-        post_training=PostTrainingConfig(optimizer=OptimizerConfig(learning_rate=1e-5)),
+        post_training=PostTrainingConfig(
+            iterations=16,
+            starts=32,
+            scale_factor=0.7,
+            held_out_starts=96,
+            optimizer=OptimizerConfig(learning_rate=3e-5, warmup_steps=4),
+        ),
     )
 
 

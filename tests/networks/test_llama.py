@@ -118,3 +118,9 @@ def test_equals_transformers(family):
     with torch.no_grad():
         theirs = reference(torch.tensor(tokens)).logits.numpy()
     np.testing.assert_allclose(ours, theirs, atol=3e-6)
+
+
+def test_parameters_may_be_numpy_constants_of_a_compiled_function(params):
+    params = jax.device_get(params)
+    embed = jax.jit(lambda tokens: Llama(CONFIG).apply(params, tokens, method="embed"))
+    np.testing.assert_array_equal(embed(np.array([[3, 5]])), params["params"]["embed_tokens"][[[3, 5]]])
