@@ -16,6 +16,8 @@ def test_agreement_by_hand():
     assert figures["false_successes"]["mean"] == pytest.approx(1 / 4)
     assert figures["false_successes"]["episodes"] == 4
     assert figures["false_failures"]["mean"] == pytest.approx(1 / 2)
+    assert figures["by_chance"] == pytest.approx(4 / 6 * 4 / 6 + 2 / 6 * 2 / 6)
+    assert figures["correlation"] == pytest.approx(np.corrcoef(imagined, true)[0, 1])
     # Wilson 95 % for 1 of 4, by hand: (0.25 + 0.480182) / 1.960365 -+ 0.327251.
     assert figures["false_successes"]["low"] == pytest.approx(0.0456, abs=2e-4)
     assert figures["false_successes"]["high"] == pytest.approx(0.6994, abs=2e-4)
@@ -25,6 +27,7 @@ def test_without_imagined_successes():
     figures = imagination_agreement(np.zeros(3, bool), np.zeros(3, bool))
     assert figures["false_successes"] == {"mean": None, "low": None, "high": None, "episodes": 0}
     assert figures["agreement"]["mean"] == 1.0
+    assert figures["by_chance"] == 1.0 and figures["correlation"] is None
 
 
 def test_probabilities_are_refused():

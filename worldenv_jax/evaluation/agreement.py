@@ -22,7 +22,8 @@ def imagination_agreement(imagined: np.ndarray, true: np.ndarray) -> dict[str, A
     Returns:
       "agreement", "imagined_success" and "true_success" as shares of all trajectories, "false_successes" as the share
       of imagined successes that the world denies, "false_failures" as the share of imagined failures that it denies
-      (each as `success_rate` returns it), and "counts" of the four cases.
+      (each as `success_rate` returns it), "by_chance", the agreement of independent outcomes with the same two rates,
+      "correlation" (phi, 0 for a world that teaches nothing; None where one side is constant), "counts" of the cases.
 
     Raises:
       ValueError: shapes differ, are not [B], or the dtypes are not bool.
@@ -39,11 +40,15 @@ def imagination_agreement(imagined: np.ndarray, true: np.ndarray) -> dict[str, A
         "false_failure": int((~imagined & true).sum()),
         "both_failure": int((~imagined & ~true).sum()),
     }
+    p, q = imagined.mean(), true.mean()
+    spread = float(np.sqrt(p * (1 - p) * q * (1 - q)))
     return {
         "agreement": success_rate(counts["both_success"] + counts["both_failure"], imagined.size),
         "imagined_success": success_rate(imagined.sum(), imagined.size),
         "true_success": success_rate(true.sum(), true.size),
         "false_successes": success_rate(counts["false_success"], imagined.sum()),
         "false_failures": success_rate(counts["false_failure"], (~imagined).sum()),
+        "by_chance": float(p * q + (1 - p) * (1 - q)),
+        "correlation": float((imagined & true).mean() - p * q) / spread if spread > 0 else None,
         "counts": counts,
     }

@@ -282,7 +282,12 @@ def _agreement_section(agreement: Mapping[str, Any]) -> str:
         ("imagined success", str(counts["both_success"]), str(counts["false_success"])),
         ("imagined failure", str(counts["false_failure"]), str(counts["both_failure"])),
     ]
-    note = "<p>The actions of imagined trajectories, replayed in the true environment from the same starts.</p>"
+    phi = agreement["correlation"]
+    note = (
+        "<p>The actions of imagined trajectories, replayed in the true environment from the same starts. Independent "
+        f"outcomes at these rates would agree in {agreement['by_chance']:.0%}; correlation of verdict and outcome: "
+        f"{'undefined' if phi is None else f'{phi:.2f}'} (0: imagination teaches nothing).</p>"
+    )
     table = _table(rows, ("share", "95 % interval", "of"), wide=1)
     return f'{note}<div class="columns">{table}{_table(cases, ("counts", "true success", "true failure"))}</div>'
 
