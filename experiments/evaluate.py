@@ -15,7 +15,7 @@ def main() -> None:
     run = pipeline.Run(config_from_flags(), workdir_from_flags())
     try:
         pipeline.start(run)
-        params = run.workdir.params(POLICIES[FLAGS.policy])
+        params = run.params(POLICIES[FLAGS.policy])
         result = evaluating.evaluate_policy(run.config, run.workdir, run.environment, run.models, params, FLAGS.policy)
         rows = [(name, rate_text(rate)) for name, rate in zip(run.environment.instructions, result["per_task"])]
         rows.append(("all tasks", rate_text(result["success"])))

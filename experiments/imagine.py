@@ -16,11 +16,11 @@ def main() -> None:
     """One rollout of the whole batch."""
     run = pipeline.Run(config_from_flags(), workdir_from_flags())
     try:
+        models, world, params = run.models, run.world, run.params(POLICIES[FLAGS.policy])
+        episodes = run.test_episodes[: FLAGS.count]
+        models.starts(episodes)  # refuses what cannot be imagined from, before anything is written
         pipeline.start(run)
-        models, episodes = run.models, run.test_episodes[: FLAGS.count]
-        folder = imagination.save_imagined(
-            models.config, run.workdir, models, run.world, run.workdir.params(POLICIES[FLAGS.policy]), episodes
-        )
+        folder = imagination.save_imagined(models.config, run.workdir, models, world, params, episodes)
         print(f"{len(episodes)} imagined trajectories: {folder}, videos in {run.workdir / 'pictures'}")
     finally:
         run.close()

@@ -50,6 +50,43 @@ def load_params(path: str | Path) -> Params:
     return tree
 
 
+def check_params(what: str, params: Params, expected: Params) -> None:
+    """Compares names and shapes with those that a config asks for.
+
+    Args:
+      what: "simulator", say: for the message.
+      params: nested dicts of arrays.
+      expected: the same, abstract arrays will do (`jax.eval_shape`).
+
+    Raises:
+      WorldEnvError: with the first differences; the parameters belong to a model of another config.
+    """
+    have: dict[str, tuple[int, ...]] = {}
+    need: dict[str, tuple[int, ...]] = {}
+    _flatten_shapes(params, "", have)
+    _flatten_shapes(expected, "", need)
+    differences = [f"{name} is missing" for name in need if name not in have]
+    differences += [f"{name} is unknown" for name in have if name not in need]
+    differences += [
+        f"{name} is {list(have[name])}, expected {list(need[name])}"
+        for name in need
+        if name in have and have[name] != need[name]
+    ]
+    if differences:
+        more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
+        raise WorldEnvError(
+            f"the {what}'s parameters belong to another configuration: {'; '.join(differences[:3])}{more}"
+        )
+
+
+def _flatten_shapes(tree: Params, prefix: str, flat: dict[str, tuple[int, ...]]) -> None:
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            _flatten_shapes(value, f"{prefix}{name}{SEPARATOR}", flat)
+        else:
+            flat[prefix + name] = tuple(value.shape)
+
+
 def _flatten(tree: Params, prefix: str, flat: dict[str, np.ndarray]) -> None:
     for name, value in tree.items():
         if isinstance(value, dict):

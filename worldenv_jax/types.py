@@ -146,6 +146,11 @@ class SimulatorFns(NamedTuple):
     step: Callable[[Params, Array, Any, Array], tuple[Any, Prediction]]
 
 
+# (frozen params, images float32 [B, V, H, W, 3] in [-1, 1]) -> tokens float [B, V, N, D]: any network that turns the
+# frames a roll-out starts from into features of the scene's geometry (VGGT and its like)
+GeometryFn = Callable[[Params, Array], Array]
+
+
 class ReflectorFns(NamedTuple):
     """The judge: R(o_1:t, g) for every frame."""
 

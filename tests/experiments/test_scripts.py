@@ -128,6 +128,34 @@ def test_evaluate_and_imagine(straight, capsys):
     assert dreams[0].images.shape[0] == dreams[0].num_steps + 1
 
 
+def test_imagine_refuses_the_simulator_of_another_config_and_writes_nothing(straight, tmp_path):
+    from worldenv_jax.errors import WorldEnvError
+    from worldenv_jax.params_file import save_params
+
+    workdir = tmp_path / "run"
+    shutil.copytree(straight, workdir)
+    params = load_params(workdir / "params" / "simulator.safetensors")
+    params["autoencoder"].pop("quant")
+    save_params(workdir / "params" / "simulator.safetensors", params)
+    shutil.rmtree(workdir / "data" / "imagined", ignore_errors=True)
+    before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*")}
+    with pytest.raises(
+        WorldEnvError, match="simulator's parameters belong to another configuration: autoencoder/quant/"
+    ):
+        run("imagine", workdir, "--policy=before", "--count=2")
+    assert {path: path.stat().st_mtime_ns for path in workdir.rglob("*")} == before
+
+
+def test_imagine_without_a_run_writes_nothing(tmp_path):
+    from worldenv_jax.errors import WorldEnvError
+
+    with pytest.raises(WorldEnvError, match=r"collect\.py"):
+        run("imagine", tmp_path)
+    with pytest.raises(WorldEnvError, match="the scripts know no geometry encoder"):
+        run("imagine", tmp_path, "--set=simulator.unet.geometry_width=8")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_refusing_gate_stops_with_its_figures(straight, tmp_path):
     from worldenv_jax.errors import WorldEnvError
 

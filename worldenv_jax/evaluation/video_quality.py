@@ -4,6 +4,8 @@
 SSIM is that of Wang, Bovik, Sheikh and Simoncelli (IEEE TIP 13, 2004): Gaussian window 11 x 11 with sigma 1.5, K1 =
 0.01, K2 = 0.03, population moments, windows inside the image only, averaged over windows and colour channels.
 
+LPIPS and FVD need networks that cannot be shipped: the user passes them as functions.
+
 Letters beside those of `types`: E episodes, N horizon steps. Everything is NumPy on the host.
 """
 
@@ -11,6 +13,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+
+from worldenv_jax.errors import WorldEnvError
 
 PEAK = 255.0
 # The mean squared rounding error of uint8: equal frames score 58.9 dB instead of infinity, so that means exist.
@@ -41,6 +45,74 @@ def ssim(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
         raise ValueError(f"SSIM needs images of at least {WINDOW} x {WINDOW} pixels, got {height} x {width}")
     rows, columns = _window_matrix(height), _window_matrix(width)
     return _per_image(lambda x, y: _ssim_images(x, y, rows, columns), prediction, truth)
+
+
+def lpips(
+    prediction: np.ndarray, truth: np.ndarray, network: Callable[[np.ndarray, np.ndarray], np.ndarray] | None
+) -> np.ndarray:
+    """Perceptual distance of uint8 images [..., H, W, 3] -> float64 [...], 0 for equal images.
+
+    Args:
+      network: (uint8 [M, H, W, 3], same) -> [M]. `lpips_network.load_lpips` makes the usual one of two local files.
+
+    Raises:
+      WorldEnvError: no network.
+      ValueError: shapes or dtypes differ from uint8 [..., H, W, 3].
+    """
+    if network is None:
+        raise WorldEnvError(
+            "LPIPS needs a network, and none is shipped: pass evaluation.lpips_network.load_lpips(alexnet, linear) "
+            "with the paths of torchvision's AlexNet and of the lpips package's alex.pth, or your own function"
+        )
+    _check_images(prediction, truth)
+    return _per_image(lambda x, y: np.asarray(network(x, y), np.float64), prediction, truth)
+
+
+def fvd(prediction: np.ndarray, truth: np.ndarray, network: Callable[[np.ndarray], np.ndarray] | None) -> float:
+    """Frechet video distance (Unterthiner et al. 2018) between two sets of videos, uint8 [N, T, H, W, 3] each.
+
+    Args:
+      network: (uint8 [M, T, H, W, 3]) -> features [M, D], the logits of I3D trained on Kinetics-400 in the paper.
+        Published figures resize to 224 x 224 first: that belongs to the function.
+
+    Raises:
+      WorldEnvError: no network.
+      ValueError: shapes or dtypes differ from uint8 [N, T, H, W, 3].
+    """
+    if network is None:
+        raise WorldEnvError(
+            "FVD needs a video network, and none is shipped: pass a function from videos uint8 [M, T, H, W, 3] to "
+            "features [M, D], for example your copy of I3D"
+        )
+    sets = []
+    for name, videos in (("prediction", prediction), ("truth", truth)):
+        if videos.dtype != np.uint8 or videos.ndim != 5 or videos.shape[-1] != 3:
+            raise ValueError(f"{name} must be uint8 [N, T, H, W, 3], got {videos.dtype} {list(videos.shape)}")
+        sets.append(np.concatenate([np.asarray(network(videos[i : i + 1])) for i in range(len(videos))]))
+    return frechet_distance(*sets)
+
+
+def frechet_distance(x: np.ndarray, y: np.ndarray) -> float:
+    """Squared 2-Wasserstein distance of the Gaussians with the moments of two feature sets [N, D] and [M, D].
+
+    |m_x - m_y|^2 + tr(S_x + S_y - 2 (S_x S_y)^(1/2)), with the unbiased covariances S.
+
+    Raises:
+      ValueError: fewer than two rows, different D, or entries that are not finite.
+    """
+    x, y = (np.asarray(features, np.float64) for features in (x, y))
+    if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1] or min(len(x), len(y)) < 2:
+        raise ValueError(f"features must be [N, D] and [M, D] with N, M > 1, got {list(x.shape)} and {list(y.shape)}")
+    if not (np.isfinite(x).all() and np.isfinite(y).all()):
+        raise ValueError("features are not finite")
+    covariances = [np.atleast_2d(np.cov(features, rowvar=False)) for features in (x, y)]
+    # The eigenvalues of S_x S_y are those of the symmetric R S_y R with R R = S_x: no complex square root is needed.
+    values, vectors = np.linalg.eigh(covariances[0])
+    root = (vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.T
+    product = np.linalg.eigvalsh(root @ covariances[1] @ root)
+    cross = np.sqrt(np.maximum(product, 0.0)).sum()
+    distance = np.square(x.mean(0) - y.mean(0)).sum() + sum(np.trace(c) for c in covariances) - 2.0 * cross
+    return float(max(distance, 0.0))
 
 
 def open_loop_quality(

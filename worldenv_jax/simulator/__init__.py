@@ -3,6 +3,7 @@
 
 from worldenv_jax.simulator.conditioning import decode_latents, encode_frames
 from worldenv_jax.simulator.config import SimulatorConfig
+from worldenv_jax.simulator.input_checks import check_actions, check_episode, check_starts
 from worldenv_jax.simulator.losses import (
     SimulatorBatch,
     autoencoder_loss,
@@ -16,7 +17,12 @@ from worldenv_jax.simulator.proprioception import (
     fit_kinematics,
     proprioception_error,
 )
-from worldenv_jax.simulator.world_simulator import SimulatorState, init_simulator, make_simulator_fns
+from worldenv_jax.simulator.world_simulator import (
+    SimulatorState,
+    extend_params,
+    init_simulator,
+    make_simulator_fns,
+)
 
 __all__ = [
     "Kinematics",
@@ -25,9 +31,13 @@ __all__ = [
     "SimulatorState",
     "advance_proprio",
     "autoencoder_loss",
+    "check_actions",
+    "check_episode",
+    "check_starts",
     "decode_latents",
     "denoising_loss",
     "encode_frames",
+    "extend_params",
     "fit_kinematics",
     "history_steps",
     "init_simulator",

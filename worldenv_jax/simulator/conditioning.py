@@ -6,8 +6,10 @@ Training and roll-out call the same functions, so that they see the same conditi
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 
+from worldenv_jax.errors import WorldEnvError
 from worldenv_jax.networks.resampler import Resampler
 from worldenv_jax.networks.vision_transformer import VisionTransformer
 from worldenv_jax.simulator.action_maps import (
@@ -30,7 +32,7 @@ from worldenv_jax.simulator.poses import (
 )
 from worldenv_jax.simulator.proprioception import Kinematics, relative_pose
 from worldenv_jax.simulator.video_unet import Prepared, VideoUNet
-from worldenv_jax.types import Array, Camera, Params, Statistics
+from worldenv_jax.types import Array, Camera, GeometryFn, Params, Statistics
 
 
 class ChunkInputs(NamedTuple):
@@ -42,6 +44,7 @@ class ChunkInputs(NamedTuple):
     rays: Array  # float [B, V, T, h, w, 6]
     deltas: Array  # float [B, K, 7 * arms], normalised delta actions
     frame_features: Array | None = None  # float [B, T, FRAME_FEATURES] where the configuration has them
+    geometry_tokens: Array | None = None  # float [B, V * N, unet.geometry_width] where the configuration has them
 
 
 def encode_frames(config: SimulatorConfig, params: Params, frames: Array) -> Array:
@@ -83,6 +86,33 @@ def encode_image_tokens(config: SimulatorConfig, params: Params, images: Array) 
     resampler = Resampler(config.image_resampler)
     tokens = resampler.apply({"params": params["denoiser"]["image_resampler"]}, tokens)
     return tokens.reshape(batch, views * tokens.shape[1], -1)
+
+
+def encode_geometry_tokens(
+    config: SimulatorConfig, params: Params, encoder: GeometryFn | None, images: Array
+) -> Array | None:
+    """First frames float [B, V, H, W, 3] in [-1, 1] to geometry tokens [B, V * N, D]; None where they are off.
+
+    Args:
+        params: the encoder's own lie under "geometry_encoder", and get no gradient; {} where there are none.
+        encoder: must be given where config.unet.geometry_width is not 0.
+
+    Raises:
+        WorldEnvError: no encoder, or one with another D.
+    """
+    width = config.unet.geometry_width
+    if not width:
+        return None
+    if encoder is None:
+        raise WorldEnvError(
+            f"unet.geometry_width is {width}, but no geometry encoder was given: pass geometry=f with "
+            f"f(params, images [B, V, H, W, 3] in [-1, 1]) -> tokens [B, V, N, {width}], or set the width to 0"
+        )
+    tokens = jax.lax.stop_gradient(encoder(params.get("geometry_encoder", {}), images))
+    if tokens.ndim != 4 or tokens.shape[:2] != images.shape[:2] or tokens.shape[-1] != width:
+        expected = f"[{images.shape[0]}, {images.shape[1]}, N, {width}]"
+        raise WorldEnvError(f"the geometry encoder returned tokens {list(tokens.shape)}, expected {expected}")
+    return tokens.reshape(len(tokens), -1, width)
 
 
 def encode_action_tokens(config: SimulatorConfig, params: Params, deltas: Array) -> Array:
@@ -175,6 +205,7 @@ def prepare(config: SimulatorConfig, params: Params, inputs: ChunkInputs, image_
         jnp.full(batch, config.frame_rate),
         jnp.full(batch, config.domain),
         inputs.frame_features,
+        inputs.geometry_tokens,
         method="prepare",
     )
     return prepared if config.change_variance is None else prepared._replace(reference=inputs.image_latents)

@@ -123,18 +123,21 @@ class ResBlock(nn.Module):
 class Attention(nn.Module):
     """Multi-head attention without query, key and value biases.
 
-    `keys_values` can be computed apart from the queries, once for many denoising steps.
+    `keys_values` can be computed apart from the queries, once for many denoising steps; `zero` starts the output at
+    zero.
     """
 
     width: int
     heads: int
     dtype: str
+    zero: bool = False
 
     def setup(self):
         self.to_q = nn.Dense(self.width, use_bias=False, dtype=self.dtype)
         self.to_k = nn.Dense(self.width, use_bias=False, dtype=self.dtype)
         self.to_v = nn.Dense(self.width, use_bias=False, dtype=self.dtype)
-        self.to_out = nn.Dense(self.width, dtype=self.dtype)
+        init = nn.initializers.zeros if self.zero else nn.initializers.lecun_normal()
+        self.to_out = nn.Dense(self.width, dtype=self.dtype, kernel_init=init)
 
     def keys_values(self, tokens: Array) -> tuple[Array, Array]:
         """Tokens [B, M, D] to keys and values [B, M, heads, head_dim]."""
@@ -203,6 +206,29 @@ class SpatialTransformer(nn.Module):
         tokens = self.block.second(tokens.reshape(batch, -1, channels), keys_values)
         update = self.proj_out(tokens).reshape(batch, frames, views, height, width, channels)
         return x + jnp.moveaxis(update, 2, 1)
+
+
+class ReferenceAttention(nn.Module):
+    """Attention of every pixel to tokens of the reference frames; adds nothing until it has been trained.
+
+    x [B, V, T, h, w, C]; the tokens' keys and values [B, M, heads, head_dim] are shared by all views and frames.
+    """
+
+    width: int
+    heads: int
+    dtype: str
+
+    def setup(self):
+        self.norm = nn.LayerNorm(1e-5, dtype=self.dtype, use_fast_variance=False)
+        self.attention = Attention(self.width, self.heads, self.dtype, zero=True)
+
+    def keys_values(self, tokens: Array) -> tuple[Array, Array]:
+        """Reference tokens [B, M, D] to keys and values."""
+        return self.attention.keys_values(tokens)
+
+    def __call__(self, x: Array, keys_values: tuple[Array, Array]) -> Array:
+        tokens = self.norm(x).reshape(len(x), -1, self.width)
+        return x + self.attention(tokens, keys_values).reshape(x.shape)
 
 
 class TemporalTransformer(nn.Module):

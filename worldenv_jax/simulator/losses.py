@@ -10,6 +10,7 @@ import numpy as np
 from worldenv_jax.simulator.autoencoder import Autoencoder
 from worldenv_jax.simulator.conditioning import (
     chunk_inputs,
+    encode_geometry_tokens,
     encode_image_tokens,
     predict_v,
     prepare,
@@ -23,7 +24,7 @@ from worldenv_jax.simulator.noise_schedule import (
     v_target,
 )
 from worldenv_jax.simulator.proprioception import Kinematics, advance_proprio
-from worldenv_jax.types import Array, Camera, Params, Statistics
+from worldenv_jax.types import Array, Camera, GeometryFn, Params, Statistics
 
 
 class SimulatorBatch(NamedTuple):
@@ -77,8 +78,11 @@ def denoising_loss(
     batch: SimulatorBatch,
     statistics: Statistics,
     kinematics: Kinematics,
+    geometry: GeometryFn | None = None,
 ) -> tuple[Array, dict[str, Array]]:
     """Squared error of v on the future frames; the future proprioception is the kinematic one, as in a roll-out.
+
+    `geometry`: as in `make_simulator_fns`.
 
     Returns: the loss, and {"v_error", "x0_error"} (the latter over the same frames, in scaled latents).
     """
@@ -97,6 +101,7 @@ def denoising_loss(
     proprio = jnp.concatenate([batch.proprio, future], axis=1)
     inputs = chunk_inputs(config, params, history, proprio, batch.actions, batch.camera, statistics, kinematics)
     images = batch.first_images.astype(jnp.float32) / 127.5 - 1.0
+    inputs = inputs._replace(geometry_tokens=encode_geometry_tokens(config, params, geometry, images))
     if config.condition_dropout:
         inputs, images = drop_conditions(config, next(keys), inputs, images)
     prepared = prepare(config, params, inputs, encode_image_tokens(config, params, images))
@@ -154,8 +159,9 @@ def noise_history(config: SimulatorConfig, history: Array, uniform: Array, divis
 def drop_conditions(config: SimulatorConfig, key: Array, inputs, images: Array):
     """Leaves out conditions at random, one draw r per sample, so that guidance has an unconditional pass.
 
-    With p = config.condition_dropout (EVAC's 0.1): delta actions where r < 2p; the first image where p <= r < 3p;
-    the future's image latents and mask in [0, p/2), [p, 3p/2) and [5p/2, 7p/2); the action maps in [p/2, 3p/2).
+    With p = config.condition_dropout (EVAC's 0.1): delta actions where r < 2p; the first image, and its geometry
+    tokens, where p <= r < 3p; the future's image latents and mask in [0, p/2), [p, 3p/2) and [5p/2, 7p/2); the action
+    maps in [p/2, 3p/2).
     """
     r = jax.random.uniform(key, (len(images),)) / config.condition_dropout
     keep = lambda dropped, leaf: leaf * (1.0 - dropped).reshape(-1, *[1] * (leaf.ndim - 1))
@@ -164,13 +170,16 @@ def drop_conditions(config: SimulatorConfig, key: Array, inputs, images: Array):
     gone = no_image[:, None] & is_future
     present = inputs.present * (1.0 - gone)[:, None]
     latents = inputs.image_latents * (1.0 - gone)[:, None, :, None, None, None]
+    no_reference = (r >= 1.0) & (r < 3.0)
+    if inputs.geometry_tokens is not None:
+        inputs = inputs._replace(geometry_tokens=keep(no_reference, inputs.geometry_tokens))
     inputs = inputs._replace(
         deltas=keep(r < 2.0, inputs.deltas),
         maps=keep((r >= 0.5) & (r < 1.5), inputs.maps),
         present=present,
         image_latents=latents,
     )
-    return inputs, keep((r >= 1.0) & (r < 3.0), images)
+    return inputs, keep(no_reference, images)
 
 
 def _draw_steps(config: SimulatorConfig, key: Array, count: int) -> Array:

@@ -18,6 +18,7 @@ from flax import linen as nn
 
 from worldenv_jax.simulator.layers import (
     GroupNorm,
+    ReferenceAttention,
     ResBlock,
     SpatialTransformer,
     TemporalTransformer,
@@ -46,6 +47,12 @@ class VideoUNetConfig:
     # Differs from EVAC: features of each frame's own action and pose, added to that frame's time embedding (as in
     # IRASim and Cosmos); EVAC's action tokens do not know the order of the actions. 0: off.
     frame_features: int = 0
+    # Differs from EVAC: the physically consistent variant (World-Env v5). D of the tokens of a frozen geometry encoder;
+    # 0: off. The paper names VGGT and CLIP features, injected by cross-attention at several resolutions, and publishes
+    # no more. Chosen here: geometry tokens are normalised and projected to the context's width, CLIP's resampled tokens
+    # stand beside them, and one more cross-attention after every spatial transformer, so at each resolution that has
+    # attention, reads both. Its output starts at zero: switched on, a trained model is the same function as before.
+    geometry_width: int = 0
     dtype: str = "float32"
     remat: bool = False
 
@@ -100,11 +107,12 @@ class Prepared(NamedTuple):
     stem: Array  # [B, V, T, h, w, channels]
     embedding: Array  # [B, V, T, 4 * channels]
     keys_values: tuple[tuple[Array, Array], ...]  # per spatial transformer, [B, M, heads, head_dim]
+    geometry: tuple[tuple[Array, Array], ...] | None = None  # the same for the attention to geometry tokens; None: off
     reference: Array | None = None  # [B, V, T, h, w, c], the image latents, where the denoiser predicts a change
 
 
 class _Block(nn.Module):
-    """ResBlock, then (where the stage has them) spatial and temporal transformer."""
+    """ResBlock, then (where the stage has them) spatial transformer, reference attention and temporal transformer."""
 
     config: VideoUNetConfig
     stage: Stage
@@ -116,6 +124,8 @@ class _Block(nn.Module):
         if self.stage.spatial is not None:
             self.spatial = SpatialTransformer(features, heads, groups, config.dtype)
             self.temporal = TemporalTransformer(features, heads, groups, config.dtype)
+            if config.geometry_width:
+                self.geometry = ReferenceAttention(features, heads, config.dtype)
         if self.stage.name == "middle":
             self.res2 = ResBlock(features, groups, config.dtype)
         if self.stage.up:
@@ -125,10 +135,23 @@ class _Block(nn.Module):
         """Of the spatial transformer's cross-attention, for context tokens [B, M, D]."""
         return self.spatial.keys_values(tokens)
 
-    def __call__(self, x: Array, embedding: Array, keys_values: tuple[Array, Array] | None) -> Array:
+    def geometry_keys_values(self, tokens: Array) -> tuple[Array, Array]:
+        """Of the reference attention, for reference tokens [B, M, D]."""
+        return self.geometry.keys_values(tokens)
+
+    def __call__(
+        self,
+        x: Array,
+        embedding: Array,
+        keys_values: tuple[Array, Array] | None,
+        geometry: tuple[Array, Array] | None,
+    ) -> Array:
         x = _over_views(self.res, x, embedding)
         if keys_values is not None:
-            x = self.temporal(self.spatial(x, keys_values))
+            x = self.spatial(x, keys_values)
+            if geometry is not None:
+                x = self.geometry(x, geometry)
+            x = self.temporal(x)
         if self.stage.name == "middle":
             x = _over_views(self.res2, x, embedding)
         return _over_frames(lambda y: self.up(upsample(y)), x) if self.stage.up else x
@@ -151,6 +174,9 @@ class VideoUNet(nn.Module):
         inputs = config.latent_channels + config.condition_channels
         self.stem_kernel = self.param("stem_kernel", nn.initializers.lecun_normal(), (3, 3, inputs, config.channels))
         self.stem_bias = self.param("stem_bias", nn.initializers.zeros, (config.channels,))
+        if config.geometry_width:
+            self.geometry_norm = nn.LayerNorm(1e-5, dtype=config.dtype, use_fast_variance=False)
+            self.geometry_projection = nn.Dense(config.context_width, dtype=config.dtype)
         heads = config.init_attention_heads
         inner = heads * config.head_dim
         self.init_attention = TemporalTransformer(inner, heads, config.norm_groups, config.dtype)
@@ -174,6 +200,7 @@ class VideoUNet(nn.Module):
         frame_rate: Array,
         domain: Array,
         frame_features: Array | None = None,
+        geometry_tokens: Array | None = None,
     ) -> Prepared:
         """Everything that one chunk's denoising steps share.
 
@@ -183,6 +210,7 @@ class VideoUNet(nn.Module):
             action_tokens: float [B, N, D]; read by even spatial transformers.
             frame_rate, domain: int32 [B].
             frame_features: float [B, T, config.frame_features] where the configuration has them.
+            geometry_tokens: float [B, M', config.geometry_width] of all views, where the configuration has them.
         """
         config = self.config
         embedding = self.rate_embedding(frame_rate) + self.domain_embedding(domain)
@@ -195,10 +223,15 @@ class VideoUNet(nn.Module):
         keys_values = tuple(
             block.keys_values(image_tokens if block.stage.spatial % 2 else action_tokens) for block in blocks
         )
+        geometry = None
+        if config.geometry_width:
+            reference = self.geometry_projection(self.geometry_norm(geometry_tokens))
+            reference = jnp.concatenate([reference, image_tokens.astype(reference.dtype)], axis=1)
+            geometry = tuple(block.geometry_keys_values(reference) for block in blocks)
         stem = self._stem(condition, slice(config.latent_channels, None))
         stem = stem + self.stem_bias.astype(config.dtype)
         shape = (*condition.shape[:3], embedding.shape[-1])
-        return Prepared(stem, jnp.broadcast_to(embedding, shape), keys_values)
+        return Prepared(stem, jnp.broadcast_to(embedding, shape), keys_values, geometry)
 
     def __call__(self, latents: Array, t: Array, history: int, prepared: Prepared) -> Array:
         """v for latents float [B, V, T, h, w, c]; the first `history` frames are clean.
@@ -224,16 +257,18 @@ class VideoUNet(nn.Module):
             x = self._run(block, jnp.concatenate([x, skips.pop()], axis=-1), embedding, prepared)
         return _over_frames(self.conv_out, nn.silu(self.norm_out(x))).astype(jnp.float32)
 
-    def initialise(self, condition, image_tokens, action_tokens, frame_rate, domain, frame_features, latents, t):
-        """Runs both halves; used to create all parameters."""
-        arguments = (condition, image_tokens, action_tokens, frame_rate, domain, frame_features)
+    def initialise(self, latents, t, *arguments):
+        """Runs both halves, `arguments` being those of `prepare`; used to create all parameters."""
         return self(latents, t, 1, self.prepare(*arguments))
 
     def _run(self, block: nn.Module, x: Array, embedding: Array, prepared: Prepared) -> Array:
         if isinstance(block, nn.Conv):
             return _over_frames(block, x)
         number = block.stage.spatial
-        return block(x, embedding, None if number is None else prepared.keys_values[number])
+        if number is None:
+            return block(x, embedding, None, None)
+        geometry = None if prepared.geometry is None else prepared.geometry[number]
+        return block(x, embedding, prepared.keys_values[number], geometry)
 
     def _stem(self, x: Array, channels: slice) -> Array:
         dtype = self.config.dtype

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from worldenv_jax.networks.resampler import Resampler
 from worldenv_jax.networks.vision_transformer import VisionTransformer
@@ -20,6 +21,7 @@ from worldenv_jax.simulator.conditioning import (
     chunk_inputs,
     decode_latents,
     encode_frames,
+    encode_geometry_tokens,
     encode_image_tokens,
     predict_v,
     prepare,
@@ -30,7 +32,16 @@ from worldenv_jax.simulator.noise_schedule import as_float32, ddim_tables, guide
 from worldenv_jax.simulator.proprioception import Kinematics, advance_proprio
 from worldenv_jax.simulator.sampler import sample_chunk
 from worldenv_jax.simulator.video_unet import VideoUNet
-from worldenv_jax.types import Array, Camera, Params, Prediction, SimulatorFns, Starts, Statistics
+from worldenv_jax.types import (
+    Array,
+    Camera,
+    GeometryFn,
+    Params,
+    Prediction,
+    SimulatorFns,
+    Starts,
+    Statistics,
+)
 
 
 class SimulatorState(NamedTuple):
@@ -41,6 +52,7 @@ class SimulatorState(NamedTuple):
     count: Array  # int32 [], filled slots; the first F all hold the first frame
     image_tokens: Array  # float [B, V * queries, D], of the first frame
     blank_tokens: Array | None  # the same for a blank image; None without guidance
+    geometry_tokens: Array | None  # float [B, V * N, D], of the first frame; None where they are off
     camera: Camera  # of the first frame
 
 
@@ -55,6 +67,7 @@ def init_simulator(config: SimulatorConfig, key: Array) -> Params:
     video = jnp.zeros((1, 1, 2, height, width, unet.condition_channels + unet.latent_channels))
     tokens = jnp.zeros((1, 1, unet.context_width))
     features = jnp.zeros((1, 2, unet.frame_features)) if unet.frame_features else None
+    geometry = jnp.zeros((1, 1, unet.geometry_width)) if unet.geometry_width else None
     one = jnp.zeros(1, jnp.int32)
     size = config.image_encoder.image_size
     init = lambda module, key, *inputs, **options: module.init(key, *inputs, **options)["params"]
@@ -64,7 +77,7 @@ def init_simulator(config: SimulatorConfig, key: Array) -> Params:
         "image_encoder": init(VisionTransformer(config.image_encoder), keys[1], jnp.zeros((1, size, size, 3))),
         "denoiser": {
             "unet": init(
-                VideoUNet(unet), keys[2], condition, tokens, tokens, one, one, features, latents, one[None],
+                VideoUNet(unet), keys[2], latents, one[None], condition, tokens, tokens, one, one, features, geometry,
                 method="initialise",
             ),
             "image_resampler": init(
@@ -77,12 +90,29 @@ def init_simulator(config: SimulatorConfig, key: Array) -> Params:
     }  # fmt: skip
 
 
-def make_simulator_fns(config: SimulatorConfig, statistics: Statistics, kinematics: Kinematics) -> SimulatorFns:
+def extend_params(config: SimulatorConfig, key: Array, params: Params) -> Params:
+    """Parameters of a model without geometry features plus fresh ones for them: still the same function.
+
+    Only what `params` lacks is computed.
+    """
+    known = flatten_dict(params)
+
+    def missing(key: Array) -> dict[tuple[str, ...], Array]:
+        return {name: leaf for name, leaf in flatten_dict(init_simulator(config, key)).items() if name not in known}
+
+    return unflatten_dict({**known, **jax.jit(missing)(key)})
+
+
+def make_simulator_fns(
+    config: SimulatorConfig, statistics: Statistics, kinematics: Kinematics, geometry: GeometryFn | None = None
+) -> SimulatorFns:
     """The simulator for `rollout.imagine_rollout`.
 
     Args:
         statistics: of the data that the policy's normalised actions refer to.
         kinematics: how proprioception follows from environment actions.
+        geometry: a frozen encoder, needed where config.unet.geometry_width is not 0; its parameters lie under
+            "geometry_encoder" beside the simulator's own.
 
     A roll-out longer than config.max_chunks overwrites the newest memory; keys are arrays [B], one per trajectory.
     """
@@ -101,6 +131,7 @@ def make_simulator_fns(config: SimulatorConfig, statistics: Statistics, kinemati
             count=jnp.int32(config.history),
             image_tokens=encode_image_tokens(config, params, images),
             blank_tokens=blank,
+            geometry_tokens=encode_geometry_tokens(config, params, geometry, images),
             camera=starts.camera,
         )
 
@@ -112,6 +143,7 @@ def make_simulator_fns(config: SimulatorConfig, statistics: Statistics, kinemati
         future = advance_proprio(kinematics, before, past[:, -1], commands)
         proprio = jnp.concatenate([past, future], axis=1)
         inputs = chunk_inputs(config, params, history, proprio, actions, state.camera, statistics, kinematics)
+        inputs = inputs._replace(geometry_tokens=state.geometry_tokens)
 
         denoise = make_denoiser(config, params, inputs, state.image_tokens, state.blank_tokens)
         start_noise, step_noise = _draw_noise(config, keys, inputs.image_latents.shape)
@@ -132,7 +164,8 @@ def make_denoiser(
 ):
     """(latents, step) to v, with classifier-free guidance where config.guidance is not 1.
 
-    The unconditional pass sees the tokens of a blank image and no image latents on future frames.
+    The unconditional pass sees the tokens of a blank image, geometry tokens that are 0 and no image latents on future
+    frames.
     """
     prepared = prepare(config, params, inputs, image_tokens)
     steps = lambda latents, t: jnp.full(latents.shape[:2], t)
@@ -142,7 +175,10 @@ def make_denoiser(
     is_history = jnp.arange(config.frames) < config.history
     present = inputs.present * is_history
     image_latents = inputs.image_latents * is_history[:, None, None, None]
-    bare = prepare(config, params, inputs._replace(image_latents=image_latents, present=present), blank_tokens)
+    bare = inputs._replace(image_latents=image_latents, present=present)
+    if bare.geometry_tokens is not None:
+        bare = bare._replace(geometry_tokens=jnp.zeros_like(bare.geometry_tokens))
+    bare = prepare(config, params, bare, blank_tokens)
 
     def guided(latents: Array, t: Array) -> Array:
         unconditional = predict_v(config, params, latents, steps(latents, t), bare)

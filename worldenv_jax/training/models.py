@@ -12,8 +12,8 @@ from worldenv_jax.configs import ExperimentConfig
 from worldenv_jax.data.episodes import Episode
 from worldenv_jax.policy import make_policy_fn, tokenize_policy_prompts
 from worldenv_jax.reflector import make_reflector_fns, tokenize_reflector_prompts
-from worldenv_jax.simulator import Kinematics, make_simulator_fns
-from worldenv_jax.types import Camera, PolicyFn, ReflectorFns, SimulatorFns, Starts, Statistics, Text
+from worldenv_jax.simulator import Kinematics, check_starts, make_simulator_fns
+from worldenv_jax.types import Camera, GeometryFn, PolicyFn, ReflectorFns, SimulatorFns, Starts, Statistics, Text
 
 
 @dataclass(frozen=True)
@@ -25,10 +25,16 @@ class Models:
     kinematics: Kinematics
     policy_prompts: Text  # NumPy, one row per task
     reflector_prompts: Text
+    geometry: GeometryFn | None = None  # needed where config.simulator.unet.geometry_width is not 0
 
     @classmethod
     def make(
-        cls, config: ExperimentConfig, statistics: Statistics, kinematics: Kinematics, instructions: Sequence[str]
+        cls,
+        config: ExperimentConfig,
+        statistics: Statistics,
+        kinematics: Kinematics,
+        instructions: Sequence[str],
+        geometry: GeometryFn | None = None,
     ) -> "Models":
         """Tokenises the instructions of all tasks."""
         names = list(instructions)
@@ -38,6 +44,7 @@ class Models:
             kinematics,
             tokenize_policy_prompts(config.policy, names),
             tokenize_reflector_prompts(config.reflector, names),
+            geometry,
         )
 
     def policy(self, scale_factor: float = 1.0, deterministic: bool = False) -> PolicyFn:
@@ -47,7 +54,7 @@ class Models:
     @property
     def simulator(self) -> SimulatorFns:
         """The learned world."""
-        return make_simulator_fns(self.config.simulator, self.statistics, self.kinematics)
+        return make_simulator_fns(self.config.simulator, self.statistics, self.kinematics, self.geometry)
 
     @property
     def reflector(self) -> ReflectorFns:
@@ -55,10 +62,14 @@ class Models:
         return make_reflector_fns(self.config.reflector)
 
     def starts(self, episodes: Sequence[Episode]) -> Starts:
-        """The first frame of each episode as the beginning of imagined trajectories."""
+        """The first frame of each episode as the beginning of imagined trajectories.
+
+        Raises:
+          WorldEnvError: frames, proprioception or cameras that the simulator cannot start from.
+        """
         task = np.array([episode.task for episode in episodes], np.int32)
         pick = lambda name: np.stack([np.asarray(getattr(episode, name)[0]) for episode in episodes])
-        return Starts(
+        starts = Starts(
             images=pick("images"),
             proprio=pick("proprio"),
             policy_text=jax.tree.map(lambda leaf: np.asarray(leaf)[task], self.policy_prompts),
@@ -66,6 +77,8 @@ class Models:
             camera=Camera(pick("intrinsics"), pick("camera_pose")),
             task=task,
         )
+        check_starts(self.config.simulator, starts)
+        return starts
 
 
 def take_rows(tree: Any, rows: np.ndarray) -> Any:

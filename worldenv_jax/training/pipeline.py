@@ -8,9 +8,10 @@ finished before. The scripts in `experiments/` call one stage each, `experiments
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cached_property
+from functools import cache, cached_property
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -33,21 +34,46 @@ from worldenv_jax.evaluation.summary import (
 )
 from worldenv_jax.manifest import write_manifest
 from worldenv_jax.overrides import to_dict
-from worldenv_jax.simulator import Kinematics
+from worldenv_jax.params_file import check_params
+from worldenv_jax.policy import init_policy
+from worldenv_jax.reflector import init_reflector
+from worldenv_jax.simulator import Kinematics, init_simulator
 from worldenv_jax.training import cloning, collecting, evaluating, gating, imagination, reflector_training
 from worldenv_jax.training import simulator_training as simulation
 from worldenv_jax.training.models import Models, from_lists
 from worldenv_jax.training.workdir import Workdir
-from worldenv_jax.types import Statistics
+from worldenv_jax.types import Array, GeometryFn, Params, Statistics
 
 AGREEMENT_STARTS = 64  # imagined trajectories that are replayed in the true world
 
 
 class Run:
-    """A config, its workdir, and what is opened on demand."""
+    """A config, its workdir, and what is opened on demand.
 
-    def __init__(self, config: ExperimentConfig, folder: str | Path):
+    Args:
+      config: of the experiment.
+      folder: made if missing.
+      geometry: a frozen geometry encoder, needed where config.simulator.unet.geometry_width is not 0.
+      geometry_params: the encoder's parameters; the trained simulator keeps them.
+
+    Raises:
+      WorldEnvError: the folder belongs to another config, or the config needs an encoder and none is given.
+    """
+
+    def __init__(
+        self,
+        config: ExperimentConfig,
+        folder: str | Path,
+        geometry: GeometryFn | None = None,
+        geometry_params: Params | None = None,
+    ):
+        if config.simulator.unet.geometry_width and geometry is None:
+            raise WorldEnvError(
+                "simulator.unet.geometry_width is not 0: the scripts know no geometry encoder, make the run in Python "
+                "by pipeline.Run(config, folder, geometry=your_function)"
+            )
         self.config = config
+        self.geometry, self.geometry_params = geometry, geometry_params
         self.workdir = Workdir(folder, to_dict(config))
 
     @cached_property
@@ -75,7 +101,22 @@ class Run:
             config = replace(config, reflector=reflector, rollout=rollout)
         statistics = from_lists(Statistics, numbers["statistics"])
         kinematics = from_lists(Kinematics, numbers["kinematics"])
-        return Models.make(config, statistics, kinematics, self.environment.instructions)
+        return Models.make(config, statistics, kinematics, self.environment.instructions, self.geometry)
+
+    def params(self, model: str) -> Params:
+        """A finished model's parameters: "policy", "simulator", "reflector", "post_trained" or "post_trained_true".
+
+        Raises:
+          WorldEnvError: the stage that makes it has not finished, or they belong to another configuration.
+        """
+        params = self.workdir.params(model)
+        own = {name: leaf for name, leaf in params.items() if name != "geometry_encoder"}
+        init, config = {
+            "simulator": (init_simulator, self.config.simulator),
+            "reflector": (init_reflector, self.config.reflector),
+        }.get(model, (init_policy, self.config.policy))
+        check_params(model, own, _abstract_params(init, config))
+        return params
 
     @cached_property
     def exploration(self) -> tuple[list[Episode], list[Episode]]:
@@ -101,9 +142,7 @@ class Run:
     def world(self) -> imagination.World:
         """The learned world."""
         models = self.models
-        return imagination.World(
-            models.simulator, models.reflector, self.workdir.params("simulator"), self.workdir.params("reflector")
-        )
+        return imagination.World(models.simulator, models.reflector, self.params("simulator"), self.params("reflector"))
 
     def close(self) -> None:
         """Ends the environment's processes, if it was opened."""
@@ -125,7 +164,7 @@ def clone_policy(run: Run) -> None:
 def collect_exploration(run: Run) -> None:
     """The cloned policy's own successes and failures."""
     with run.workdir.timed("collect_exploration"):
-        params = run.workdir.params("policy")
+        params = run.params("policy")
         collecting.collect_exploration(run.config, run.workdir, run.environment, run.models, params)
 
 
@@ -137,8 +176,10 @@ def train_simulator(run: Run) -> None:
     params = simulation.train_autoencoder(run.config, run.workdir, episodes)
     run.workdir.calibrate(latent_scale=simulation.latent_scale(run.config, params, episodes))
     models = run.models
+    if run.geometry_params:
+        params = {**params, "geometry_encoder": run.geometry_params}
     params = simulation.train_denoiser(
-        models.config, run.workdir, params, episodes, models.statistics, models.kinematics
+        models.config, run.workdir, params, episodes, models.statistics, models.kinematics, run.geometry
     )
     run.workdir.save_params("simulator", params)
 
@@ -148,11 +189,11 @@ def train_reflector(run: Run) -> None:
     models, chunks = run.models, run.config.rollout.num_chunks
     episodes = in_memory(run.demonstrations + run.exploration[0])
     key = jax.random.key(run.config.seed + 30)
-    episodes += reflector_training.replay_episodes(models, run.workdir.params("simulator"), episodes, key, chunks)
+    episodes += reflector_training.replay_episodes(models, run.params("simulator"), episodes, key, chunks)
     instructions = run.environment.instructions
     params = reflector_training.train_reflector(models.config, run.workdir, models, episodes, instructions)
     true = run.calibration_episodes
-    imagined = reflector_training.replay_episodes(models, run.workdir.params("simulator"), true, key, chunks)
+    imagined = reflector_training.replay_episodes(models, run.params("simulator"), true, key, chunks)
     run.workdir.calibrate(**reflector_training.calibrate(models.config, models, params, [true, imagined]))
     run.workdir.save_params("reflector", params)
 
@@ -160,14 +201,14 @@ def train_reflector(run: Run) -> None:
 def gate(run: Run) -> GateResult:
     """Measures the learned world on held-out exploration."""
     with run.workdir.timed("gate"):
-        simulator, reflector = run.workdir.params("simulator"), run.workdir.params("reflector")
+        simulator, reflector = run.params("simulator"), run.params("reflector")
         models = run.models
         return gating.measure_gate(models.config, run.workdir, models, simulator, reflector, run.test_episodes)
 
 
 def evaluate_before(run: Run) -> None:
     """Success of the cloned policy."""
-    params = run.workdir.params("policy")
+    params = run.params("policy")
     evaluating.evaluate_policy(run.config, run.workdir, run.environment, run.models, params, "before")
 
 
@@ -176,7 +217,7 @@ def post_train(run: Run) -> None:
     models = run.models
     starts = models.starts(run.exploration[0])
     held_out = models.starts(_some(run.test_episodes, run.config.post_training.held_out_starts))
-    params = run.workdir.params("policy")
+    params = run.params("policy")
     params = imagination.post_train(models.config, run.workdir, models, run.world, params, starts, held_out)
     run.workdir.save_params("post_trained", params)
 
@@ -198,7 +239,7 @@ def post_train_true(run: Run) -> None:
         models.starts(episodes)._replace(environment=stack_states([e.environment for e in episodes]))
         for episodes in (training, held_out)
     ]
-    params = run.workdir.params("policy")
+    params = run.params("policy")
     params = imagination.post_train(run.config, run.workdir, models, world, params, *starts, stage="post_train_true")
     run.workdir.save_params("post_trained_true", params)
 
@@ -212,7 +253,7 @@ def measure_agreement(run: Run) -> None:
             run.workdir,
             run.models,
             run.world,
-            run.workdir.params("post_trained"),
+            run.params("post_trained"),
             episodes,
             run.environment,
         )
@@ -220,7 +261,7 @@ def measure_agreement(run: Run) -> None:
 
 def evaluate_after(run: Run) -> None:
     """Success of the post-trained policy on the same starts."""
-    params = run.workdir.params("post_trained")
+    params = run.params("post_trained")
     evaluating.evaluate_policy(run.config, run.workdir, run.environment, run.models, params, "after")
 
 
@@ -229,7 +270,7 @@ def report(run: Run) -> None:
     workdir, config = run.workdir, run.config
     models, environment = run.models, run.environment
     results = [
-        evaluating.evaluate_policy(config, workdir, environment, models, workdir.params(model), name)
+        evaluating.evaluate_policy(config, workdir, environment, models, run.params(model), name)
         for model, name in (("policy", "before"), ("post_trained", "after"))
     ]
     before, after = results
@@ -291,7 +332,8 @@ def stages_after_pretrained(run: Run) -> tuple[str, ...]:
 
 
 def start(run: Run) -> None:
-    """Writes the manifest and says where the run is."""
+    """Makes the folder with config and manifest, and says where the run is."""
+    run.workdir.save_config()
     write_manifest(
         run.workdir.folder,
         to_dict(run.config),
@@ -299,6 +341,12 @@ def start(run: Run) -> None:
         protocol_hash=protocol_hash(run.environment.protocol),
     )
     print(f"workdir {run.workdir.folder}", flush=True)
+
+
+@cache
+def _abstract_params(init: Callable[[Any, Array], Params], config: Any) -> Params:
+    """Shapes of what `init` makes for a config; nothing is computed."""
+    return jax.eval_shape(lambda key: init(config, key), jax.random.key(0))
 
 
 def in_memory(episodes: list[Episode]) -> list[Episode]:

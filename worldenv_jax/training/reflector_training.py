@@ -5,7 +5,7 @@ Imagined frames come from replaying recorded actions through the simulator: the 
 the same step, so the judge is trained on what it will see (and on the simulator's mistakes).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -18,9 +18,10 @@ from worldenv_jax.data.windows import BatchSampler, ReflectorWindows
 from worldenv_jax.evaluation.reflector_quality import choose_threshold, fit_temperature
 from worldenv_jax.reflector import init_reflector, reflector_loss
 from worldenv_jax.rollout import RolloutConfig, RolloutParams, imagine_rollout
+from worldenv_jax.simulator import check_actions
 from worldenv_jax.training.models import Models, take_rows
 from worldenv_jax.training.workdir import Workdir, mesh_from_config, run_training
-from worldenv_jax.types import Array, Params, Prediction, ReflectorFns, Text
+from worldenv_jax.types import Array, Params, Prediction, ReflectorFns, Rollout, Starts, Text
 
 REPLAY_BATCH = 32  # episodes replayed or judged at once
 
@@ -139,27 +140,46 @@ def replay_episodes(
     Returns:
       The same episodes with imagined frames and proprioception (actor "imagined"); actions and labels are the
       recorded ones.
+
+    Raises:
+      WorldEnvError: frames, cameras or actions that the simulator cannot replay.
     """
-    chunk = models.config.policy.chunk
-    config = RolloutConfig(num_chunks=num_chunks, samples=1, early_stop=False)
-
-    @jax.jit
-    def replay(params, keys, starts, actions):
-        rollout_params = RolloutParams((), params, ())
-        return imagine_rollout(actions, models.simulator, NO_JUDGE, rollout_params, keys, starts, config)
-
+    replay = make_replay(models, num_chunks)
     results: list[Episode] = []
     keys = jax.random.split(key, len(episodes))
     for first in range(0, len(episodes), REPLAY_BATCH):
         part = list(episodes[first : first + REPLAY_BATCH])
         rows = np.minimum(np.arange(REPLAY_BATCH), len(part) - 1)  # the last part is padded: one compilation
-        actions = np.stack([_chunks(episode.actions, num_chunks, chunk) for episode in part])
-        normalised = models.statistics.normalize_action(actions[rows])
+        normalised = recorded_chunks(models, part, num_chunks)[rows]
         starts = take_rows(models.starts(part), rows)
         rollout = replay(params, keys[first + rows], starts, normalised)
         frames, proprio = np.asarray(rollout.frames), np.asarray(rollout.proprio)
         results += [_imagined(episode, frames[i], proprio[i]) for i, episode in enumerate(part)]
     return results
+
+
+def make_replay(models: Models, num_chunks: int) -> Callable[[Params, Array, Starts, Array], Rollout]:
+    """The compiled replay: (simulator's parameters, keys [B], starts of B, actions of `recorded_chunks`) -> Rollout."""
+    config = RolloutConfig(num_chunks=num_chunks, samples=1, early_stop=False)
+
+    @jax.jit
+    def replay(params: Params, keys: Array, starts: Starts, actions: Array) -> Rollout:
+        rollout_params = RolloutParams((), params, ())
+        return imagine_rollout(actions, models.simulator, NO_JUDGE, rollout_params, keys, starts, config)
+
+    return replay
+
+
+def recorded_chunks(models: Models, episodes: Sequence[Episode], num_chunks: int) -> np.ndarray:
+    """Normalised actions float32 [E, T, K, 7] of the first T * K steps; a short episode ends without motion.
+
+    Raises:
+      WorldEnvError: actions that are NaN or out of range.
+    """
+    for episode in episodes:
+        check_actions(episode.actions)
+    actions = [_chunks(episode.actions, num_chunks, models.config.policy.chunk) for episode in episodes]
+    return np.asarray(models.statistics.normalize_action(np.stack(actions)))
 
 
 def _chunks(actions: np.ndarray, num_chunks: int, chunk: int) -> np.ndarray:

@@ -21,6 +21,7 @@ from worldenv_jax.simulator import (
     SimulatorBatch,
     SimulatorConfig,
     autoencoder_loss,
+    check_episode,
     denoising_loss,
     encode_frames,
     history_steps,
@@ -28,13 +29,21 @@ from worldenv_jax.simulator import (
     measure_latent_scale,
 )
 from worldenv_jax.training.workdir import Workdir, mesh_from_config, run_training
-from worldenv_jax.types import Array, Camera, Params, Statistics
+from worldenv_jax.types import Array, Camera, GeometryFn, Params, Statistics
 
 ENCODE_BATCH = 64  # frames per call while latents are cached
 
 
 def train_autoencoder(config: ExperimentConfig, workdir: Workdir, episodes: Sequence[Episode]) -> Params:
-    """Fits the autoencoder to single frames; returns the simulator's parameters with it in place."""
+    """Fits the autoencoder to single frames; returns the simulator's parameters with it in place.
+
+    Raises:
+      WorldEnvError: an episode with frames, cameras or actions that the simulator cannot be trained on.
+    """
+    for number, episode in enumerate(episodes):
+        camera = Camera(episode.intrinsics, episode.camera_pose)
+        name = f"{number} ({episode.instruction!r})"
+        check_episode(config.simulator, name, episode.images, episode.proprio, camera, episode.actions)
     frames = np.concatenate(
         [np.asarray(episode.images[:]).reshape(-1, *episode.images.shape[2:]) for episode in episodes]
     )
@@ -66,15 +75,19 @@ def train_denoiser(
     episodes: Sequence[Episode],
     statistics: Statistics,
     kinematics: Kinematics,
+    geometry: GeometryFn | None = None,
 ) -> Params:
-    """Fits the denoiser (and the image encoder, unless frozen) on latents; returns all parameters."""
+    """Fits the denoiser (and the image encoder, unless frozen) on latents; returns all parameters.
+
+    `geometry`: a frozen encoder, as in `make_simulator_fns`.
+    """
     stage, simulator = config.denoiser, config.simulator
     sampler = make_sampler(simulator, params, episodes, statistics, stage.batch_size, config.seed)
-    frozen = {"autoencoder": params["autoencoder"]}
-    trained = {name: leaf for name, leaf in params.items() if name != "autoencoder"}
+    frozen = {name: leaf for name, leaf in params.items() if name in ("autoencoder", "geometry_encoder")}
+    trained = {name: leaf for name, leaf in params.items() if name not in frozen}
 
     def loss(params: Params, key: Array, batch: SimulatorBatch) -> tuple[Array, dict[str, Array]]:
-        return denoising_loss(simulator, frozen | params, key, batch, statistics, kinematics)
+        return denoising_loss(simulator, frozen | params, key, batch, statistics, kinematics, geometry)
 
     mesh, key = mesh_from_config(config.mesh), jax.random.key(config.seed + 2)
     return frozen | run_training(workdir, "denoiser", stage, mesh, trained, loss, sampler, key)

@@ -58,7 +58,7 @@ class Workdir:
     """The folder of one run.
 
     Args:
-      folder: made if missing.
+      folder: made by `save_config` if missing.
       config: JSON form of the run's config. A folder that was made with another config is refused; the keys of
         `MAY_CHANGE` may differ.
 
@@ -78,7 +78,10 @@ class Workdir:
                     f"{self.folder} was made with another config: {'; '.join(differences)}. "
                     "Use that config or another --workdir."
                 )
-        files.write_json(saved, config)
+
+    def save_config(self) -> None:
+        """Writes config.json; not before, so that a script that refuses its inputs leaves nothing behind."""
+        files.write_json(self.folder / "config.json", self.config)
 
     def __truediv__(self, name: str) -> Path:
         return self.folder / name
