@@ -5,8 +5,9 @@ python experiments/imagine.py --config=tabletop --workdir=runs/tabletop --policy
 """
 
 from absl import flags
-from common import FLAGS, POLICIES, config_from_flags, run_script, workdir_from_flags
+from common import FLAGS, config_from_flags, policies_from_flags, run_script, workdir_from_flags
 
+from worldenv_jax.errors import WorldEnvError
 from worldenv_jax.training import imagination, pipeline
 
 flags.DEFINE_integer("count", 8, "Trajectories, from first frames of held-out episodes.", lower_bound=1)
@@ -14,12 +15,15 @@ flags.DEFINE_integer("count", 8, "Trajectories, from first frames of held-out ep
 
 def main() -> None:
     """One rollout of the whole batch."""
+    policy, *more = policies_from_flags()
+    if more:
+        raise WorldEnvError(f"--policy={','.join(FLAGS.policy)}: one policy imagines at a time")
     run = pipeline.Run(config_from_flags(), workdir_from_flags())
     try:
         pipeline.start(run)
         models, episodes = run.models, run.test_episodes[: FLAGS.count]
         folder = imagination.save_imagined(
-            models.config, run.workdir, models, run.world, run.workdir.params(POLICIES[FLAGS.policy]), episodes
+            models.config, run.workdir, models, run.world, run.workdir.params(pipeline.POLICIES[policy]), episodes
         )
         print(f"{len(episodes)} imagined trajectories: {folder}, videos in {run.workdir / 'pictures'}")
     finally:

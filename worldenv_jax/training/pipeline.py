@@ -6,11 +6,12 @@ finished before. The scripts in `experiments/` call one stage each, `experiments
 """
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -20,13 +21,13 @@ from worldenv_jax.data.episodes import Episode
 from worldenv_jax.envs import make_environment
 from worldenv_jax.envs.base import Environment
 from worldenv_jax.envs.protocol import protocol_hash
+from worldenv_jax.envs.runner import ActFn, Outcome, run_episodes
 from worldenv_jax.envs.tabletop import oracle_reflector_fns, stack_states, tabletop_simulator_fns
 from worldenv_jax.errors import WorldEnvError
 from worldenv_jax.evaluation.gate import GateResult
 from worldenv_jax.evaluation.report import write_report
 from worldenv_jax.evaluation.summary import (
     make_summary,
-    paired_comparison,
     peak_rss_bytes,
     summary_table,
     write_summary,
@@ -36,9 +37,14 @@ from worldenv_jax.overrides import to_dict
 from worldenv_jax.simulator import Kinematics
 from worldenv_jax.training import cloning, collecting, evaluating, gating, imagination, reflector_training
 from worldenv_jax.training import simulator_training as simulation
+from worldenv_jax.training.acting import policy_actor, replay_actor
 from worldenv_jax.training.models import Models, from_lists
 from worldenv_jax.training.workdir import Workdir
-from worldenv_jax.types import Statistics
+from worldenv_jax.types import EpisodeSpec, Statistics
+
+# Whose success can be measured: finished models, by the names of their evaluations, and what to compare them with.
+POLICIES = {"before": "policy", "after": "post_trained", "after_true": "post_trained_true"}
+REFERENCES = ("replay", "expert")  # one demonstration per task repeated blindly; the scripted expert
 
 AGREEMENT_STARTS = 64  # imagined trajectories that are replayed in the true world
 
@@ -165,10 +171,44 @@ def gate(run: Run) -> GateResult:
         return gating.measure_gate(models.config, run.workdir, models, simulator, reflector, run.test_episodes)
 
 
+def evaluate(run: Run, policy: str, starts: str | None = None, termination: str = "predicate") -> dict[str, Any]:
+    """Success of a policy or a reference (a key of `POLICIES` or one of `REFERENCES`); see `evaluating.evaluate`.
+
+    Raises:
+      WorldEnvError: its parameters or demonstrations are missing, or the world cannot do it.
+    """
+
+    def play(specs: Sequence[EpisodeSpec]) -> Iterator[tuple[int, Outcome]]:
+        if policy == "expert":
+            if termination != "predicate":
+                raise WorldEnvError("the expert ends its episodes itself: evaluate it with --termination=predicate")
+            return evaluating.expert_outcomes(run.environment, specs)
+        act = _replay_actor(run) if policy == "replay" else _mean_actor(run, policy)
+        if termination == "predicate":
+            return run_episodes(run.environment, act, specs)
+        reflector = run.workdir.params("reflector") if termination == "reflector" else None
+        return evaluating.termination_player(run.environment, act, termination, run.models, reflector)(specs)
+
+    return evaluating.evaluate(run.config, run.workdir, run.environment, play, policy, starts, termination)
+
+
+def _mean_actor(run: Run, policy: str) -> ActFn:
+    models, key = run.models, jax.random.key(run.config.seed)
+    params = run.workdir.params(POLICIES[policy])
+    return policy_actor(models.policy(deterministic=True), params, models.statistics, models.policy_prompts, key)
+
+
+def _replay_actor(run: Run) -> ActFn:
+    demonstrations = {episode.task: episode for episode in reversed(run.demonstrations)}  # the first of each task
+    missing = set(range(run.config.environment.tasks)) - demonstrations.keys()
+    if missing:
+        raise WorldEnvError(f"no demonstration of tasks {sorted(missing)}: run experiments/collect.py first")
+    return replay_actor(demonstrations, run.config.policy.chunk)
+
+
 def evaluate_before(run: Run) -> None:
     """Success of the cloned policy."""
-    params = run.workdir.params("policy")
-    evaluating.evaluate_policy(run.config, run.workdir, run.environment, run.models, params, "before")
+    evaluate(run, "before")
 
 
 def post_train(run: Run) -> None:
@@ -220,19 +260,13 @@ def measure_agreement(run: Run) -> None:
 
 def evaluate_after(run: Run) -> None:
     """Success of the post-trained policy on the same starts."""
-    params = run.workdir.params("post_trained")
-    evaluating.evaluate_policy(run.config, run.workdir, run.environment, run.models, params, "after")
+    evaluate(run, "after")
 
 
 def report(run: Run) -> None:
     """summary.json, the table, report.html."""
     workdir, config = run.workdir, run.config
-    models, environment = run.models, run.environment
-    results = [
-        evaluating.evaluate_policy(config, workdir, environment, models, workdir.params(model), name)
-        for model, name in (("policy", "before"), ("post_trained", "after"))
-    ]
-    before, after = results
+    before, after = evaluate(run, "before"), evaluate(run, "after")
     summary = make_summary(
         success_before=before["success"],
         success_after=after["success"],
@@ -241,7 +275,7 @@ def report(run: Run) -> None:
         seed=config.seed,
         protocol_hash=before["protocol_hash"],
         peak_rss=peak_rss_bytes(),
-        paired=paired_comparison(evaluating.outcomes(before), evaluating.outcomes(after)),
+        paired=evaluating.compare(before, after),
         variant=config.variant,
     )
     write_summary(workdir.folder, summary)
