@@ -61,6 +61,12 @@ def collect_demonstrations(config: ExperimentConfig, workdir: Workdir, environme
             )
         add_episodes(root, kept)
     progress.close()
+    calibrate_workdir(workdir)
+
+
+def calibrate_workdir(workdir: Workdir) -> None:
+    """Statistics and kinematics of the demonstrations, for the models."""
+    root = workdir / "data" / "demonstrations"
     episodes = list(open_episodes(root))
     kinematics = fit_kinematics([e.proprio for e in episodes], [e.actions for e in episodes])
     workdir.calibrate(

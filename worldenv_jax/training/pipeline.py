@@ -62,6 +62,13 @@ class Run:
         return make_environment(self.config.environment)
 
     @property
+    def instructions(self) -> tuple[str, ...]:
+        """What each task asks for: as the world says it, or as the imported recordings do."""
+        if self.config.environment.name == "recorded":
+            return tuple(self.workdir.calibration["instructions"])
+        return self.environment.instructions
+
+    @property
     def models(self) -> Models:
         """The models with everything that has been measured on data so far.
 
@@ -81,7 +88,7 @@ class Run:
             config = replace(config, reflector=reflector, rollout=rollout)
         statistics = from_lists(Statistics, numbers["statistics"])
         kinematics = from_lists(Kinematics, numbers["kinematics"])
-        return Models.make(config, statistics, kinematics, self.environment.instructions)
+        return Models.make(config, statistics, kinematics, self.instructions)
 
     @cached_property
     def exploration(self) -> tuple[list[Episode], list[Episode]]:
@@ -155,8 +162,7 @@ def train_reflector(run: Run) -> None:
     episodes = in_memory(run.demonstrations + run.exploration[0])
     key = jax.random.key(run.config.seed + 30)
     episodes += reflector_training.replay_episodes(models, run.workdir.params("simulator"), episodes, key, chunks)
-    instructions = run.environment.instructions
-    params = reflector_training.train_reflector(models.config, run.workdir, models, episodes, instructions)
+    params = reflector_training.train_reflector(models.config, run.workdir, models, episodes, run.instructions)
     true = run.calibration_episodes
     imagined = reflector_training.replay_episodes(models, run.workdir.params("simulator"), true, key, chunks)
     run.workdir.calibrate(**reflector_training.calibrate(models.config, models, params, [true, imagined]))
@@ -326,12 +332,8 @@ def stages_after_pretrained(run: Run) -> tuple[str, ...]:
 
 def start(run: Run) -> None:
     """Writes the manifest and says where the run is."""
-    write_manifest(
-        run.workdir.folder,
-        to_dict(run.config),
-        seed=run.config.seed,
-        protocol_hash=protocol_hash(run.environment.protocol),
-    )
+    rules = None if run.config.environment.name == "recorded" else protocol_hash(run.environment.protocol)
+    write_manifest(run.workdir.folder, to_dict(run.config), seed=run.config.seed, protocol_hash=rules)
     print(f"workdir {run.workdir.folder}", flush=True)
 
 
