@@ -9,7 +9,7 @@ import jax
 from absl import app, flags, logging
 
 from worldenv_jax.configs import ExperimentConfig, get_config
-from worldenv_jax.errors import run_main
+from worldenv_jax.errors import WorldEnvError, run_main
 from worldenv_jax.overrides import apply_overrides
 from worldenv_jax.training import pipeline
 
@@ -19,9 +19,7 @@ flags.DEFINE_multi_string("set", [], "Override, repeatable: --set=post_training.
 flags.DEFINE_string("workdir", None, "Where the run keeps everything; runs/<config> by default.")
 flags.DEFINE_bool("ignore_gate", False, "Post-train although the gate refuses.")
 
-# --policy of the scripts that run one -> the finished model.
-POLICIES = {"before": "policy", "after": "post_trained", "after_true": "post_trained_true"}
-flags.DEFINE_enum("policy", "after", list(POLICIES), "Cloned, post-trained, or post-trained in the true world.")
+flags.DEFINE_list("policy", ["after"], "Cloned (before), post-trained (after), or that in the true world (after_true).")
 
 
 def config_from_flags() -> ExperimentConfig:
@@ -32,6 +30,19 @@ def config_from_flags() -> ExperimentConfig:
 def workdir_from_flags() -> Path:
     """--workdir, or runs/<config>."""
     return Path(FLAGS.workdir or Path("runs") / FLAGS.config)
+
+
+def policies_from_flags(*others: str) -> list[str]:
+    """--policy: names of `pipeline.POLICIES`, or some of `others`.
+
+    Raises:
+      WorldEnvError: an unknown name.
+    """
+    known = (*pipeline.POLICIES, *others)
+    unknown = [name for name in FLAGS.policy if name not in known]
+    if unknown or not FLAGS.policy:
+        raise WorldEnvError(f"--policy={','.join(FLAGS.policy)}: expected {', '.join(known)}")
+    return FLAGS.policy
 
 
 def run_script(main: Callable[[], int | None]) -> None:

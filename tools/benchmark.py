@@ -35,6 +35,7 @@ import numpy as np  # noqa: E402
 from tools.flops import count_flops  # noqa: E402
 from worldenv_jax.configs import PRESETS, ExperimentConfig, get_config  # noqa: E402
 from worldenv_jax.data.episodes import Episode  # noqa: E402
+from worldenv_jax.data.image_codec import IMAGE_ENCODINGS  # noqa: E402
 from worldenv_jax.data.loader import load_batches  # noqa: E402
 from worldenv_jax.data.rlds import open_episodes, write_episodes  # noqa: E402
 from worldenv_jax.data.windows import (  # noqa: E402
@@ -329,7 +330,10 @@ def benchmark_data(config: ExperimentConfig, options: argparse.Namespace) -> dic
     """Training windows per second, read from disk, decoded, stacked and prefetched by the loader."""
     batch = options.batch or config.denoiser.batch_size
     with tempfile.TemporaryDirectory() as scratch:
-        folder = options.folder or write_episodes(Path(scratch) / "episodes", synthetic_episodes(config))
+        written = lambda: write_episodes(
+            Path(scratch) / "episodes", synthetic_episodes(config), encoding=options.encoding
+        )
+        folder = options.folder or written()
         episodes = open_episodes(folder)
         longest = max(len(episode.success) for episode in episodes)
         windows = {
@@ -353,7 +357,7 @@ def benchmark_data(config: ExperimentConfig, options: argparse.Namespace) -> dic
         "figure": "simulator_windows_per_second",
         **{f"{name}_windows_per_second": rate for name, rate in rates.items()},
         "shapes": {"batch": batch, "episodes": len(episodes), "episode_images": shape},
-        "source": str(options.folder or "synthetic episodes, PNG"),
+        "source": str(options.folder or f"synthetic episodes, {options.encoding}"),
     }
 
 
@@ -406,6 +410,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of the parameters")
     parser.add_argument("--folder", type=Path, help="data: an RLDS folder instead of synthetic episodes")
+    parser.add_argument("--encoding", default="png", choices=IMAGE_ENCODINGS, help="data: of the synthetic episodes")
     return parser.parse_args()
 
 

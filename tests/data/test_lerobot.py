@@ -2,6 +2,7 @@
 """LeRobot folders, laid out here by hand as versions 2.1 and 3.0 describe them."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -132,3 +133,9 @@ def test_other_folders(tmp_path):
     write_info(tmp_path, "v1.6", "image", data_path="")
     with pytest.raises(DataError, match="codebase_version v1.6"):
         next(read_lerobot(tmp_path))
+
+
+def test_a_missing_extra_is_named(version_2, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(DataError, match=r"worldenv-jax\[lerobot\]"):
+        next(read_lerobot(version_2))

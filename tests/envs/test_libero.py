@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from worldenv_jax.data.episodes import episodes_equal, validate_episode
-from worldenv_jax.envs.libero import EpisodeError, LiberoEnvironment, installation
+from worldenv_jax.envs.base import EpisodeError
+from worldenv_jax.envs.libero import LiberoEnvironment, installation
+from worldenv_jax.envs.runner import run_episodes
 from worldenv_jax.errors import WorldEnvError
 from worldenv_jax.types import EpisodeSpec
 
@@ -227,8 +229,67 @@ def test_bad_actions_and_specs_are_refused(environment):
         LiberoEnvironment(SUITE, views=("frontview",))
 
 
-def test_an_exception_in_the_simulator_is_an_error_not_a_failure(environment):
-    environment.reset([0], [EpisodeSpec(0, 0)])
-    with pytest.raises(EpisodeError, match="AttributeError") as error:
-        environment._pool.call({0: ("no_such_request",), 1: ("reset", EpisodeSpec(0, 0))})
-    assert list(error.value.failed) == [0] and list(error.value.done) == [1]
+class WorldWithACrashingTask(LiberoEnvironment):
+    """Task 1 asks its worker for something that raises, at the second chunk."""
+
+    def reset(self, slots, specs):
+        self.tasks = getattr(self, "tasks", {}) | {slot: spec.task for slot, spec in zip(slots, specs)}
+        return super().reset(slots, specs)
+
+    def step(self, slots, actions, every_frame):
+        call = self._pool.call
+        crash = lambda requests: call({s: ("none",) if self.tasks[s] == 1 else r for s, r in requests.items()})
+        self._pool.call = crash
+        try:
+            return super().step(slots, actions, every_frame)
+        finally:
+            self._pool.call = call
+
+
+def test_a_crashing_task_is_an_error_and_the_others_go_on(installed):
+    environment = WorldWithACrashingTask(SUITE, SIZE, ("agentview",), num_slots=2)
+    try:
+        environment.max_steps = 16
+        outcomes = dict(run_episodes(environment, wander, [EpisodeSpec(task, 0) for task in (0, 1, 0)]))
+        assert "AttributeError" in outcomes[1].error and outcomes[1].success is None
+        assert [outcomes[i].success for i in (0, 2)] == [False, False]
+        with pytest.raises(EpisodeError, match="AttributeError"):
+            environment.reset([0, 1], [EpisodeSpec(0, 0), EpisodeSpec(1, 0)])
+            environment.step([0, 1], random_actions(2, 8), every_frame=False)
+    finally:
+        environment.close()
+
+
+def wander(images, proprio, specs, chunks):
+    """Actions that depend on the episode, its chunk and what is seen, as a policy's do."""
+    seeds = [[spec.task, spec.seed, chunk, int(image.sum())] for spec, chunk, image in zip(specs, chunks, images)]
+    return np.stack([np.random.default_rng(seed).uniform(-1, 1, (8, 7)) for seed in seeds]).astype(np.float32)
+
+
+def test_episodes_are_the_same_on_1_and_4_workers_and_where_one_is_killed(installed):
+    specs = [EpisodeSpec(task, seed, "test", "shifted") for seed in range(2) for task in range(2)]
+
+    def run(workers: int, kill_at: int | None = None) -> list:
+        environment = LiberoEnvironment(SUITE, SIZE, ("agentview",), workers)
+        calls = 0
+
+        def act(*arguments):
+            nonlocal calls
+            calls += 1
+            if calls == kill_at:
+                os.kill(environment._pool.process_ids()[0], signal.SIGKILL)
+            return wander(*arguments)
+
+        try:
+            environment.max_steps = 24
+            outcomes = dict(run_episodes(environment, act, specs, record=True))
+            assert environment.restarts == (kill_at is not None)
+            return [outcomes[i] for i in range(len(specs))]
+        finally:
+            environment.close()
+
+    expected = run(4)
+    for outcomes in (run(4), run(1, kill_at=2)):
+        for got, want in zip(outcomes, expected):
+            assert (got.success, got.steps, got.error) == (want.success, want.steps, None)
+            assert episodes_equal(got.episode, want.episode)

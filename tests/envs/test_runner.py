@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""run_episodes in a counting world: success times, recording, and independence from the number of slots."""
+"""run_episodes in a counting world: success times, recording, independence from the number of slots, errors apart."""
 
 import numpy as np
 import pytest
 
-from worldenv_jax.envs.base import Frames
+from worldenv_jax.envs.base import EpisodeError, Frames, split_slots
 from worldenv_jax.envs.runner import run_episodes
 from worldenv_jax.types import Camera, EpisodeSpec
 
@@ -84,3 +84,39 @@ def test_success_past_the_limit_is_void():
     world.max_steps = 5  # the second chunk reaches step 8, past the limit
     outcome = dict(run_episodes(world, lambda *a: np.clip(one_each_step(*a), -1, 1), [EpisodeSpec(6, 0)]))[0]
     assert not outcome.success and outcome.steps == 5
+
+
+class CrashingWorld(CountingWorld):
+    """Task 6 crashes at its reset, task 5 at its second chunk; the other slots of the same call go on."""
+
+    def reset(self, slots, specs):
+        frames = super().reset(slots, specs)
+        return self._without(slots, frames, [spec.task == 6 for spec in specs], "no scene")
+
+    def step(self, slots, actions, every_frame):
+        second = self.sum[slots] == K  # one chunk of ones has been added
+        frames = super().step(slots, actions, every_frame)
+        return self._without(slots, frames, (self.goal[slots] == 5) & second, "lost contact")
+
+    def _without(self, slots, frames, crashed, text):
+        failed = {slot: text for slot, wrong in zip(slots, crashed) if wrong}
+        if failed:
+            done = {slot: part for slot, part in split_slots(slots, frames).items() if slot not in failed}
+            raise EpisodeError(failed, done)
+        return frames
+
+
+@pytest.mark.parametrize("slots", [1, 2, 8])
+@pytest.mark.parametrize("record", [False, True])
+def test_a_crashing_task_is_an_error_and_disturbs_no_other(slots, record):
+    act = lambda *arguments: np.clip(one_each_step(*arguments), -1, 1)
+    specs = [EpisodeSpec(task, seed) for seed in range(2) for task in (1, 6, 7, 5, 3)]
+    outcomes = dict(run_episodes(CrashingWorld(slots), act, specs, record=record))
+    expected = {1: (True, 1, None), 6: (None, None, "no scene"), 7: (False, 10, None), 3: (True, 3, None)}
+    expected[5] = (None, None, "lost contact")
+    assert sorted(outcomes) == list(range(10))
+    for position, spec in enumerate(specs):
+        outcome = outcomes[position]
+        assert outcome.spec == spec
+        assert (outcome.success, outcome.steps, outcome.error) == expected[spec.task]
+        assert (outcome.episode is None) == (not record or spec.task in (5, 6))

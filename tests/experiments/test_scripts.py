@@ -13,8 +13,12 @@ from absl import flags
 from absl.testing import flagsaver
 
 from worldenv_jax.data.rlds import open_episodes
+from worldenv_jax.envs.base import EpisodeError, split_slots
+from worldenv_jax.envs.tabletop import TabletopConfig, TabletopEnvironment
+from worldenv_jax.errors import WorldEnvError
 from worldenv_jax.metrics import read_json_lines
-from worldenv_jax.params_file import load_params
+from worldenv_jax.params_file import load_params, save_params
+from worldenv_jax.types import EpisodeSpec
 
 EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
 MODELS = ("policy", "simulator", "reflector", "post_trained")
@@ -129,8 +133,6 @@ def test_evaluate_and_imagine(straight, capsys):
 
 
 def test_imagine_refuses_the_simulator_of_another_config_and_writes_nothing(straight, tmp_path):
-    from worldenv_jax.errors import WorldEnvError
-    from worldenv_jax.params_file import save_params
 
     workdir = tmp_path / "run"
     shutil.copytree(straight, workdir)
@@ -147,7 +149,6 @@ def test_imagine_refuses_the_simulator_of_another_config_and_writes_nothing(stra
 
 
 def test_imagine_without_a_run_writes_nothing(tmp_path):
-    from worldenv_jax.errors import WorldEnvError
 
     with pytest.raises(WorldEnvError, match=r"collect\.py"):
         run("imagine", tmp_path)
@@ -156,17 +157,105 @@ def test_imagine_without_a_run_writes_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_refusing_gate_stops_with_its_figures(straight, tmp_path):
-    from worldenv_jax.errors import WorldEnvError
+def without_evaluations(straight: Path, folder: Path) -> Path:
+    """A copy of a finished run that has not been evaluated."""
+    shutil.copytree(straight, folder, ignore=shutil.ignore_patterns("evaluation"))
+    return folder
 
+
+def test_references_stand_beside_a_policy_on_the_same_starts(straight, tmp_path, capsys):
+    workdir = without_evaluations(straight, tmp_path / "run")
+    assert run("evaluate", workdir, "--policy=before,replay,expert") == 0
+    names = ("before", "replay", "expert")
+    results = {name: json.loads((workdir / "evaluation" / f"{name}.json").read_text()) for name in names}
+    episodes = {name: [(row["task"], row["seed"]) for row in r["episodes"]] for name, r in results.items()}
+    assert episodes["before"] == episodes["replay"] == episodes["expert"] == [(0, 0), (1, 0), (0, 1), (1, 1)]
+    assert len({result["protocol_hash"] for result in results.values()}) == 1
+
+    environment = TabletopEnvironment(TabletopConfig(image_size=32), num_slots=4)
+    specs = [EpisodeSpec(task, seed, "test") for task, seed in episodes["expert"]]
+    for row, episode in zip(results["expert"]["episodes"], environment.expert_episodes(specs, 0.0)):
+        assert (row["success"], row["steps"]) == (episode.succeeded, episode.first_success or 32)
+    recorded = {episode.task: episode.actions for episode in open_episodes(workdir / "data" / "demonstrations")}
+    actions = np.stack([np.pad(recorded[spec.task], ((0, 32), (0, 0)))[:32] for spec in specs])
+    for row, spec in zip(actions, specs):
+        row[len(recorded[spec.task]) :, 6] = recorded[spec.task][-1, 6]
+    environment.reset(range(4), specs)
+    success = environment.step(range(4), actions, every_frame=False).success
+    assert [row["success"] for row in results["replay"]["episodes"]] == success.any(1).tolist()
+
+    gained = sum(b["success"] > e["success"] for b, e in zip(*(results[n]["episodes"] for n in ("before", "expert"))))
+    assert f"before against expert: gained {gained}, lost" in capsys.readouterr().out
+
+
+def test_a_task_that_crashes_is_an_error_and_never_0_percent(straight, tmp_path, capsys, monkeypatch):
+    workdir = without_evaluations(straight, tmp_path / "run")
+    reset = TabletopEnvironment.reset
+
+    def crashing_reset(self, slots, specs):
+        done = split_slots(slots, reset(self, slots, specs))
+        failed = {slot: "no such table" for slot, spec in zip(slots, specs) if spec.task == 1}
+        raise EpisodeError(failed, {slot: frames for slot, frames in done.items() if slot not in failed})
+
+    monkeypatch.setattr(TabletopEnvironment, "reset", crashing_reset)
+    assert run("evaluate", workdir, "--policy=before") == 1
+    output = capsys.readouterr().out
+    assert "not measured" in output and "2 of 2 episodes could not be run, the first: no such table" in output
+    result = json.loads((workdir / "evaluation" / "before.json").read_text())
+    whole = json.loads((straight / "evaluation" / "before.json").read_text())
+    assert result["errors"] == 2 and result["success"]["episodes"] == 2
+    assert result["per_task"][0] == whole["per_task"][0] and result["episodes"][::2] == whole["episodes"][::2]
+    assert result["per_task"][1] == {"mean": None, "low": None, "high": None, "episodes": 0, "errors": 2}
+    assert [row["success"] for row in result["episodes"][1::2]] == [None, None]
+
+
+def test_results_do_not_depend_on_the_number_of_slots(straight, tmp_path):
+    whole = json.loads((straight / "evaluation" / "before.json").read_text())
+    for slots in (1, 3):
+        workdir = without_evaluations(straight, tmp_path / str(slots))
+        run("evaluate", workdir, "--policy=before", f"--set=environment.slots={slots}")
+        assert json.loads((workdir / "evaluation" / "before.json").read_text()) == whole
+
+
+def test_the_reflector_may_end_episodes(straight, tmp_path):
+    workdir = without_evaluations(straight, tmp_path / "run")
+    calibration = json.loads((workdir / "calibration.json").read_text())
+    results = {}
+    for threshold in (-1.0, 2.0):  # exceeded by the first frame, and by none
+        (workdir / "calibration.json").write_text(json.dumps(calibration | {"threshold": threshold}))
+        run("evaluate", workdir, "--policy=before,replay", "--termination=reflector")
+        saved = workdir / "evaluation" / "before_reflector.json"
+        results[threshold] = json.loads(saved.read_text())
+        saved.unlink()
+    run("evaluate", workdir, "--policy=before", "--termination=limit")
+    limit = json.loads((workdir / "evaluation" / "before_limit.json").read_text())
+    assert [row["steps"] for row in results[-1.0]["episodes"]] == [1] * 4
+    assert results[2.0]["episodes"] == limit["episodes"] and limit["episodes"][0]["steps"] == 32
+    usual = json.loads((straight / "evaluation" / "before.json").read_text())
+    assert len({r["protocol_hash"] for r in (usual, limit, results[2.0])}) == 3
+
+
+@pytest.mark.parametrize(
+    "script,argument,message",
+    [
+        ("evaluate", "--policy=befor", "expected before, after, after_true, replay, expert"),
+        ("evaluate", "--starts=official", "tabletop has no official starts"),
+        ("imagine", "--policy=expert", "expected before, after, after_true"),
+        ("imagine", "--policy=before,after", "one policy imagines at a time"),
+    ],
+)
+def test_what_a_world_or_a_script_cannot_do_is_one_line(straight, script, argument, message):
+    with pytest.raises(WorldEnvError, match=message):
+        run(script, straight, argument)
+
+
+def test_a_refusing_gate_stops_with_its_figures(straight, tmp_path):
     shutil.copytree(straight, tmp_path / "run")
     with pytest.raises(WorldEnvError, match="the gate refuses post-training: PSNR above .*--ignore_gate"):
         run("post_train", tmp_path / "run")
 
 
 def test_another_config_is_refused(straight):
-    from worldenv_jax.errors import WorldEnvError
-
     with pytest.raises(WorldEnvError, match=r"policy.head_width: 32, now 64"):
         run("clone_policy", straight, "--set=policy.head_width=64")
 
@@ -180,15 +269,11 @@ def test_another_config_is_refused(straight):
     ],
 )
 def test_bad_flags_are_one_line(tmp_path, arguments, message):
-    from worldenv_jax.errors import WorldEnvError
-
     with pytest.raises(WorldEnvError, match=message):
         run("clone_policy", tmp_path, *arguments)
     assert not list(tmp_path.iterdir())
 
 
 def test_a_stage_without_its_input_says_what_to_run(tmp_path):
-    from worldenv_jax.errors import WorldEnvError
-
     with pytest.raises(WorldEnvError, match=r"collect\.py"):
         run("clone_policy", tmp_path)

@@ -28,7 +28,8 @@ def decode_image(data: bytes | memoryview) -> np.ndarray:
     if bytes(data[:2]) == _SIGNATURES["jpeg"]:
         return simplejpeg.decode_jpeg(data, colorspace="RGB", fastdct=True, fastupsample=False)
     try:
-        return np.asarray(Image.open(io.BytesIO(data), formats=["PNG"]).convert("RGB"))
+        image = Image.open(io.BytesIO(data), formats=["PNG"])
+        return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))  # `convert` copies in any case
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"not a readable JPEG or PNG: {error}") from error
 

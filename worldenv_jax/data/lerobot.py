@@ -3,7 +3,7 @@
 
 Version 2: `data/chunk-000/episode_000000.parquet` and one video per camera and episode. Version 3: many episodes per
 parquet file and video; `meta/episodes` says where each one lies. Frames are videos, or encoded images inside the
-parquet file. Needs `pyarrow`, and for videos the `video` extra. To sample from a large dataset, convert it once:
+parquet file. Needs the extra `lerobot`. To sample from a large dataset, convert it once:
 `write_episodes(folder, read_lerobot(path))`.
 """
 
@@ -17,6 +17,7 @@ import numpy as np
 from worldenv_jax.data.episodes import Episode, validate_episode
 from worldenv_jax.data.errors import DataError
 from worldenv_jax.data.image_codec import EncodedFrames
+from worldenv_jax.data.video import read_video
 
 _NAMES = {"proprio": ("observation.state", "state"), "action": ("action", "actions")}
 
@@ -128,7 +129,7 @@ def _read_frames(
     if all(info["features"][camera]["dtype"] == "image" for camera in cameras):
         views = [[r[camera]["bytes"] for r in rows] for camera in cameras]
         return EncodedFrames([[*view, view[-1]] for view in views], path)
-    views = [_read_video(path / _video_file(info, row, c), _first_frame(info, row, c), len(rows)) for c in cameras]
+    views = [read_video(path / _video_file(info, row, c), _first_frame(info, row, c), len(rows)) for c in cameras]
     images = np.stack(views, axis=1)
     return np.concatenate([images, images[-1:]])
 
@@ -158,29 +159,12 @@ def _first_frame(info: Mapping[str, Any], row: Mapping[str, Any], camera: str) -
     return round(row.get(f"videos/{camera}/from_timestamp", 0.0) * info["fps"])
 
 
-def _read_video(file: Path, first: int, count: int) -> np.ndarray:
-    """Frames first .. first + count - 1 of a video, uint8 [count, H, W, 3]."""
-    try:
-        import imageio.v3 as imageio
-    except ImportError as error:
-        raise DataError(file, 'reading videos needs the extra: pip install "worldenv-jax[video]"') from error
-    frames = []
-    for index, frame in enumerate(imageio.imiter(file, plugin="FFMPEG")):
-        if index >= first + count:
-            break
-        if index >= first:
-            frames.append(frame)
-    if len(frames) < count:
-        raise ValueError(f"{file} has {len(frames)} of the {count} frames from frame {first} on")
-    return np.stack(frames)
-
-
 def _read_parquet(file: Path) -> list[dict[str, Any]]:
     try:
         import pyarrow
         from pyarrow import parquet
     except ImportError as error:
-        raise DataError(file, "reading LeRobot datasets needs pyarrow: pip install pyarrow") from error
+        raise DataError(file, 'LeRobot datasets need the extra: pip install "worldenv-jax[lerobot]"') from error
     try:
         return parquet.read_table(file).to_pylist()
     except (OSError, pyarrow.ArrowException) as error:

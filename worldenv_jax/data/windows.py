@@ -73,7 +73,7 @@ class PolicyWindows:
         return {
             "images": episode.images[t],
             "proprio": episode.proprio[t],
-            "actions": _padded_chunk(episode.actions, t, self._chunk),
+            "actions": padded_chunk(episode.actions, t, self._chunk),
             "task": np.int32(episode.task),
             "instruction": episode.instruction,
         }
@@ -115,7 +115,7 @@ class SimulatorWindows:
             "previous_proprio": episode.proprio[max(t - 1, 0)],
             "intrinsics": episode.intrinsics[frames],
             "pose": episode.camera_pose[frames],
-            "actions": _padded_chunk(episode.actions, t, K),
+            "actions": padded_chunk(episode.actions, t, K),
             "mask": mask,
         }
 
@@ -237,7 +237,7 @@ def _survey(episodes: Sequence[Episode]) -> tuple[np.ndarray, np.ndarray]:
     return np.array([s.num_steps for s in summaries], np.int64), np.array([s.succeeded for s in summaries])
 
 
-def _padded_chunk(actions: np.ndarray, t: int, chunk: int) -> np.ndarray:
+def padded_chunk(actions: np.ndarray, t: int, chunk: int) -> np.ndarray:
     """Actions t .. t+K-1 float32 [K, 7]; past the end zero deltas with the last gripper command."""
     known = actions[t : t + chunk]
     held = np.zeros((chunk - len(known), actions.shape[1]), np.float32)

@@ -5,13 +5,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 from worldenv_jax.envs.base import Environment
+from worldenv_jax.errors import WorldEnvError
 
 
 @dataclass(frozen=True)
 class EnvironmentConfig:
     """The true world: where demonstrations come from and where success is measured."""
 
-    name: Literal["tabletop", "libero"] = "tabletop"
+    name: Literal["tabletop", "libero", "recorded"] = "tabletop"  # recorded: episodes of a robot, no world to act in
     suite: str = "libero_object"  # LIBERO only
     tasks: int = 10  # the first so many tasks
     image_size: int = 64
@@ -21,7 +22,13 @@ class EnvironmentConfig:
 
 
 def make_environment(config: EnvironmentConfig) -> Environment:
-    """Opens the true world. LIBERO starts its worker processes here; call `close` at the end."""
+    """Opens the true world. LIBERO starts its worker processes here; call `close` at the end.
+
+    Raises:
+      WorldEnvError: there is none; or LIBERO's parts are missing, with what to install.
+    """
+    if config.name == "recorded":
+        raise WorldEnvError("recordings have no world to act in: collect and evaluate on the robot itself")
     if config.name == "tabletop":
         from worldenv_jax.envs.tabletop import TabletopConfig, TabletopEnvironment
 

@@ -7,8 +7,9 @@ slot as soon as its episode has ended.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
+import jax
 import numpy as np
 
 from worldenv_jax.data.episodes import Episode
@@ -24,6 +25,26 @@ class Frames(NamedTuple):
     camera: Camera  # numpy leaves [n, k, V, ...]
 
 
+class EpisodeError(RuntimeError):
+    """Episodes that could not be run: the world failed, not the policy, so they are neither successes nor failures.
+
+    Attributes:
+      failed: slot -> what went wrong there. The slot can be used again after the next `reset`.
+      done: slot -> result of the same call, for the slots that went well; from `Environment.reset` and `step` these
+        are `Frames` without their axis n.
+    """
+
+    def __init__(self, failed: dict[int, str], done: dict[int, Any]):
+        where, text = next(iter(failed.items()))
+        super().__init__(f"{len(failed)} episode(s) could not be run; the first, number {where}:\n{text}")
+        self.failed, self.done = failed, done
+
+
+def split_slots(slots: Sequence[int], frames: Frames) -> dict[int, Frames]:
+    """Slot -> its frames, without the axis n; copies, so that the batch can be freed."""
+    return {slot: jax.tree.map(lambda leaf, row=row: np.array(leaf[row]), frames) for row, slot in enumerate(slots)}
+
+
 class Environment(Protocol):
     """A batch of episodes in a world that is not learned."""
 
@@ -34,21 +55,28 @@ class Environment(Protocol):
     image_size: int
     num_views: int
     protocol: dict  # every number that decides a success rate, JSON-able; its hash is printed beside each score
+    restarts: int  # worker processes that died and were replaced; their episodes were repeated, results are the same
 
     def reset(self, slots: Sequence[int], specs: Sequence[EpisodeSpec]) -> Frames:
-        """Starts one episode per slot; returns the first frames (k = 1, success [n, 1])."""
+        """Starts one episode per slot; returns the first frames (k = 1, success [n, 1]).
+
+        Raises EpisodeError where some slots failed.
+        """
 
     def step(self, slots: Sequence[int], actions: np.ndarray, every_frame: bool) -> Frames:
         """Runs environment actions float32 [n, K, 7]; renders all K frames or only the last (k = K or 1).
 
-        Raises ValueError on NaN or on a wrong shape. Actions are clipped to [-1, 1].
+        Raises ValueError on NaN or on a wrong shape, EpisodeError where some slots failed. Actions are clipped to
+        [-1, 1].
         """
 
     def start_state(self, slot: int) -> dict[str, np.ndarray]:
         """The true state at the start of the slot's episode: enough to begin it again (`EpisodeSpec` is, too)."""
 
-    def expert_episodes(self, specs: Sequence[EpisodeSpec], noise: float) -> Iterator[Episode]:
+    def expert_episodes(self, specs: Sequence[EpisodeSpec], noise: float) -> Iterator[Episode | EpisodeError]:
         """Scripted demonstrations, recorded with every frame, in the order of `specs`, successful or not.
+
+        One that could not be run has an EpisodeError in its place.
 
         `noise` is the scale of Laplace noise on the six deltas; the recorded actions are the executed ones.
         """

@@ -2,7 +2,8 @@
 """Runs a policy in an environment, many episodes side by side, and returns what happened.
 
 An episode's result depends on its `EpisodeSpec` and on the policy alone: not on the slot it ran in, nor on the number
-of slots, nor on the other episodes.
+of slots, nor on the other episodes. An episode whose world failed (`EpisodeError`) is reported as an error, which is
+neither a success nor a failure of the policy.
 """
 
 from collections import deque
@@ -13,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from worldenv_jax.data.episodes import Episode
-from worldenv_jax.envs.base import Environment, Frames
+from worldenv_jax.envs.base import Environment, EpisodeError, Frames, split_slots
 from worldenv_jax.types import EpisodeSpec
 
 # (images uint8 [n, V, H, W, 3], proprio float32 [n, 8], specs, chunk number of each) -> environment actions [n, K, 7]
@@ -24,9 +25,11 @@ class Outcome(NamedTuple):
     """The result of one episode."""
 
     spec: EpisodeSpec
-    success: bool
-    steps: int  # until the first success, or the limit
-    episode: Episode | None  # present when recording
+    success: bool | None  # None where the world failed
+    steps: int | None  # until the first success, or the limit; None where the world failed
+    episode: Episode | None = None  # present when recording
+    holds: bool | None = None  # whether the task predicate held at the episode's end
+    error: str | None = None  # what the world failed with
 
 
 @dataclass
@@ -36,11 +39,12 @@ class _Running:
     index: int
     spec: EpisodeSpec
     start: dict
-    frames: list[Frames] = field(default_factory=list)  # every entry has one slot, n = 1
+    frames: list[Frames] = field(default_factory=list)  # without the axis n; all of them when recording, or the last
     actions: list[np.ndarray] = field(default_factory=list)
     chunks: int = 0
     steps: int = 0
     first_success: int | None = None
+    holds: bool = False
 
 
 def run_episodes(
@@ -66,40 +70,48 @@ def run_episodes(
     """
     waiting = deque(enumerate(specs))
     running: dict[int, _Running] = {}
-    newest: dict[int, tuple[np.ndarray, np.ndarray]] = {}  # slot -> (images [V, H, W, 3], proprio [8])
     while waiting or running:
         free = [slot for slot in range(environment.num_slots) if slot not in running][: len(waiting)]
         if free:
-            fresh = [waiting.popleft() for _ in free]
-            frames = environment.reset(free, [spec for _, spec in fresh])
-            for row, (slot, (index, spec)) in enumerate(zip(free, fresh)):
-                running[slot] = _Running(index, spec, environment.start_state(slot) if record else {})
-                running[slot].frames.append(_row(frames, row))
-                newest[slot] = (frames.images[row, -1], frames.proprio[row, -1])
+            fresh = {slot: waiting.popleft() for slot in free}
+            done, failed = _split(environment.reset, free, [spec for _, spec in fresh.values()])
+            for slot, frames in done.items():
+                start = environment.start_state(slot) if record else {}
+                running[slot] = _Running(*fresh[slot], start, [frames])
+            for slot, text in failed.items():
+                index, spec = fresh[slot]
+                yield index, Outcome(spec, None, None, error=text)
+            continue  # a slot whose start failed takes the next episode at once
         slots = sorted(running)
-        images, proprio = (np.stack([newest[slot][part] for slot in slots]) for part in (0, 1))
+        newest = [running[slot].frames[-1] for slot in slots]
+        images, proprio = (np.stack([leaf[-1] for leaf in leaves]) for leaves in list(zip(*newest))[:2])
         actions = act(images, proprio, [running[s].spec for s in slots], [running[s].chunks for s in slots])
-        frames = environment.step(slots, actions, every_frame=record)
-        for row, slot in enumerate(slots):
-            newest[slot] = (frames.images[row, -1], frames.proprio[row, -1])
-            _advance(running[slot], _row(frames, row), np.clip(actions[row], -1.0, 1.0), environment.max_steps)
+        done, failed = _split(environment.step, slots, actions, record)
+        executed = dict(zip(slots, np.clip(actions, -1.0, 1.0)))
+        for slot, text in failed.items():
+            lost = running.pop(slot)
+            yield lost.index, Outcome(lost.spec, None, None, error=text)
+        for slot, frames in done.items():
+            _advance(running[slot], frames, executed[slot], environment.max_steps, record)
             if _ended(running[slot], environment.max_steps, after_success):
-                done = running.pop(slot)
-                yield done.index, _outcome(done, environment, record, actor, noise, after_success)
+                ended = running.pop(slot)
+                yield ended.index, _outcome(ended, environment, record, actor, noise, after_success)
 
 
-def _row(frames: Frames, row: int) -> Frames:
-    """One slot of a batch of frames, copied so that the batch can be freed."""
-    take = lambda leaf: np.array(leaf[row])
-    camera = type(frames.camera)(*map(take, frames.camera))
-    return Frames(take(frames.images), take(frames.proprio), take(frames.success), camera)
+def _split(call: Callable[..., Frames], slots: list[int], *arguments) -> tuple[dict[int, Frames], dict[int, str]]:
+    """Calls a method of the environment; returns slot -> its frames, and slot -> what went wrong there."""
+    try:
+        return split_slots(slots, call(slots, *arguments)), {}
+    except EpisodeError as error:
+        return error.done, error.failed
 
 
-def _advance(run: _Running, frames: Frames, actions: np.ndarray, max_steps: int) -> None:
+def _advance(run: _Running, frames: Frames, actions: np.ndarray, max_steps: int, record: bool) -> None:
     inside = frames.success[: max_steps - run.steps]  # a chunk may reach past the limit: what happens there is void
     if run.first_success is None and inside.any():
         run.first_success = run.steps + int(inside.argmax()) + 1
-    run.frames.append(frames)
+    run.holds = bool(inside[-1])
+    run.frames = [*run.frames, frames] if record else [frames]
     run.actions.append(actions)
     run.chunks += 1
     run.steps += len(actions)
@@ -116,7 +128,7 @@ def _outcome(
     success = run.first_success is not None
     steps = run.first_success if success else environment.max_steps
     if not record:
-        return Outcome(run.spec, success, steps, None)
+        return Outcome(run.spec, success, steps, holds=run.holds)
     length = min(steps + after_success, environment.max_steps) if success else environment.max_steps
     join = lambda leaves: np.concatenate(leaves)[: length + 1]
     episode = Episode(
@@ -135,4 +147,4 @@ def _outcome(
         noise=noise,
         environment=run.start,
     )
-    return Outcome(run.spec, success, steps, episode)
+    return Outcome(run.spec, success, steps, episode, run.holds)

@@ -201,9 +201,14 @@ def _task_section(evaluations: Mapping[str, Mapping[str, Any]]) -> str:
     count = max(len(rates) for rates in measured.values())
     rows = []
     for task in range(count):
-        cells = [rate_text(rates[task]) if task < len(rates) else "–" for rates in measured.values()]
+        cells = [_task_cell(rates[task]) if task < len(rates) else "–" for rates in measured.values()]
         rows.append((str(task), *cells))
     return _table(rows, ("task", *measured))
+
+
+def _task_cell(rate: Mapping[str, Any]) -> str:
+    errors = rate.get("errors", 0)
+    return rate_text(rate) + (f", {errors} could not be run" if errors else "")
 
 
 def _gate_section(gate: Mapping[str, Any]) -> str:

@@ -121,6 +121,13 @@ def rate_text(rate: Mapping[str, Any]) -> str:
     return f"{mean:.1f} % [{low:.1f}, {high:.1f}]"
 
 
+def paired_text(paired: Mapping[str, Any]) -> str:
+    """For example "gained 9, lost 2: +3.5 points [-0.1, +7.0], p = 0.065" of a `paired_comparison`."""
+    difference, low, high = (100.0 * paired[name] for name in ("difference", "low", "high"))
+    counts = f"gained {paired['gained']}, lost {paired['lost']}"
+    return f"{counts}: {difference:+.1f} points [{low:+.1f}, {high:+.1f}], p = {paired['p_value']:.2g}"
+
+
 def result_rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     """(name, value) rows of the end table: success, episodes, protocol, seconds per stage, peak memory."""
     before, after = summary["success_before"], summary["success_after"]
@@ -128,9 +135,7 @@ def result_rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     if before.get("mean") is not None and after.get("mean") is not None:
         rows.append(("difference", f"{100.0 * (after['mean'] - before['mean']):+.1f} points"))
     if "paired" in summary:
-        paired = summary["paired"]
-        low, high = 100.0 * paired["low"], 100.0 * paired["high"]
-        rows.append(("  paired, 95 %", f"[{low:+.1f}, {high:+.1f}] points, p = {paired['p_value']:.2g}"))
+        rows.append(("  paired, 95 %", paired_text(summary["paired"])))
     rows.append(("episodes", f"{before['episodes']} before, {after['episodes']} after"))
     rows.append(("protocol", str(summary["protocol_hash"])))
     rows += [(f"seconds, {name}", f"{seconds:.1f}") for name, seconds in summary["stages"].items()]

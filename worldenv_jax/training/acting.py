@@ -1,19 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A policy as the runner wants it: frames in, a chunk of environment actions out."""
+"""Who acts, as the runner wants it: frames in, a chunk of environment actions out."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from worldenv_jax.data.episodes import Episode
+from worldenv_jax.data.windows import padded_chunk
 from worldenv_jax.envs.runner import ActFn
 from worldenv_jax.types import EpisodeSpec, Observation, Params, PolicyFn, Statistics, Text
 
+# Rows that the policy sees at once, whatever the number of slots: sums are rounded differently in another batch size,
+# and an episode must not depend on how many workers there are.
+BATCH = 8
 
-def policy_actor(
-    policy: PolicyFn, params: Params, statistics: Statistics, prompts: Text, key: jax.Array, batch: int
-) -> ActFn:
+
+def policy_actor(policy: PolicyFn, params: Params, statistics: Statistics, prompts: Text, key: jax.Array) -> ActFn:
     """Wraps a `PolicyFn` for `run_episodes`.
 
     Args:
@@ -22,7 +26,6 @@ def policy_actor(
       statistics: maps its normalised actions to environment actions.
       prompts: tokenised instruction of every task, [tasks, N].
       key: noise of an episode's chunk depends on (key, task, seed, chunk) only, not on who runs beside it.
-      batch: rows are padded to this number, so that the policy compiles once.
     """
 
     @jax.jit
@@ -33,11 +36,28 @@ def policy_actor(
         return statistics.unnormalize_action(step.actions)
 
     def act(images: np.ndarray, proprio: np.ndarray, specs: Sequence[EpisodeSpec], chunks: Sequence[int]) -> np.ndarray:
-        rows = len(specs)
-        columns = [[s.task for s in specs], [s.seed for s in specs], list(chunks)]
-        padded = [_pad(images, batch), _pad(proprio, batch)]
-        padded += [_pad(np.array(column, np.int32), batch) for column in columns]
-        return np.asarray(act_on_device(params, *padded))[:rows]
+        numbers = [[s.task for s in specs], [s.seed for s in specs], list(chunks)]
+        columns = [images, proprio, *(np.array(column, np.int32) for column in numbers)]
+        parts = [
+            act_on_device(params, *(_pad(column[first : first + BATCH]) for column in columns))
+            for first in range(0, len(specs), BATCH)
+        ]
+        return np.concatenate(parts)[: len(specs)]
+
+    return act
+
+
+def replay_actor(demonstrations: Mapping[int, Episode], chunk: int) -> ActFn:
+    """Repeats one demonstration per task without looking; then stands still, the gripper held.
+
+    Args:
+      demonstrations: task -> whose actions.
+      chunk: K, actions at a time.
+    """
+
+    def act(images: np.ndarray, proprio: np.ndarray, specs: Sequence[EpisodeSpec], chunks: Sequence[int]) -> np.ndarray:
+        recorded = [demonstrations[spec.task].actions for spec in specs]
+        return np.stack([padded_chunk(actions, t * chunk, chunk) for actions, t in zip(recorded, chunks)])
 
     return act
 
@@ -48,7 +68,5 @@ def _fold_in_all(key: jax.Array, ids: tuple[jax.Array, ...]) -> jax.Array:
     return key
 
 
-def _pad(rows: np.ndarray, batch: int) -> np.ndarray:
-    if len(rows) > batch:
-        raise ValueError(f"the actor was made for at most {batch} rows, got {len(rows)}")
-    return np.concatenate([rows, np.repeat(rows[:1], batch - len(rows), axis=0)])
+def _pad(rows: np.ndarray) -> np.ndarray:
+    return np.concatenate([rows, np.repeat(rows[:1], BATCH - len(rows), axis=0)])

@@ -14,7 +14,7 @@ from worldenv_jax.configs import ExperimentConfig
 from worldenv_jax.data.episodes import Episode
 from worldenv_jax.data.rlds import add_episodes, open_episodes
 from worldenv_jax.data.statistics import compute_statistics, statistics_from_dict
-from worldenv_jax.envs.base import Environment
+from worldenv_jax.envs.base import Environment, EpisodeError
 from worldenv_jax.envs.runner import run_episodes
 from worldenv_jax.errors import WorldEnvError
 from worldenv_jax.metrics import Progress
@@ -61,6 +61,12 @@ def collect_demonstrations(config: ExperimentConfig, workdir: Workdir, environme
             )
         add_episodes(root, kept)
     progress.close()
+    calibrate_workdir(workdir)
+
+
+def calibrate_workdir(workdir: Workdir) -> None:
+    """Statistics and kinematics of the demonstrations, for the models."""
+    root = workdir / "data" / "demonstrations"
     episodes = list(open_episodes(root))
     kinematics = fit_kinematics([e.proprio for e in episodes], [e.actions for e in episodes])
     workdir.calibrate(
@@ -73,7 +79,9 @@ def _successes(environment: Environment, specs: Sequence[EpisodeSpec], noise: fl
     found = 0
     for first in range(0, len(specs), wanted):
         for episode in environment.expert_episodes(specs[first : first + wanted], noise):
-            if episode.succeeded and found < wanted:
+            if isinstance(episode, EpisodeError):
+                print(f"an expert episode could not be run: {episode}", flush=True)
+            elif episode.succeeded and found < wanted:
                 found += 1
                 yield episode
         if found >= wanted:
@@ -83,7 +91,11 @@ def _successes(environment: Environment, specs: Sequence[EpisodeSpec], noise: fl
 def collect_exploration(
     config: ExperimentConfig, workdir: Workdir, environment: Environment, models: Models, params: Params
 ) -> None:
-    """Writes `exploration_per_task` episodes per task of the policy acting with its Laplace noise."""
+    """Writes `exploration_per_task` episodes per task of the policy acting with its Laplace noise.
+
+    Raises:
+      WorldEnvError: not one episode could be run.
+    """
     root = workdir / "data" / "exploration"
     collect = config.collect
     specs = [
@@ -91,29 +103,39 @@ def collect_exploration(
         for number in range(collect.exploration_per_task)
         for task in range(config.environment.tasks)
     ]
-    written = len(open_episodes(root)) if root.exists() else 0
+    written = {(e.task, e.seed) for e in open_episodes(root)} if root.exists() else set()
+    missing = [spec for spec in specs if (spec.task, spec.seed) not in written]
     policy = models.policy(collect.exploration_scale)
     key = jax.random.fold_in(jax.random.key(config.seed), EXPLORATION_SEED)
-    act = policy_actor(policy, params, models.statistics, models.policy_prompts, key, environment.num_slots)
-    progress = Progress("collect exploration", len(specs), written)
-    for first in range(written, len(specs), PART):
-        part: list[Episode | None] = [None] * len(specs[first : first + PART])
+    act = policy_actor(policy, params, models.statistics, models.policy_prompts, key)
+    progress = Progress("collect exploration", len(specs), len(written))
+    errors: list[str] = []
+    for first in range(0, len(missing), PART):
+        part: dict[int, Episode] = {}
         for done, (position, outcome) in enumerate(
             run_episodes(
                 environment,
                 act,
-                specs[first : first + PART],
+                missing[first : first + PART],
                 record=True,
                 noise=collect.exploration_scale,
                 after_success=collect.after_success,
             )
         ):
-            part[position] = outcome.episode
-            progress.update(first + done + 1)
-        add_episodes(root, part)
+            if outcome.error:
+                errors.append(outcome.error)
+            else:
+                part[position] = outcome.episode
+            progress.update(len(written) + first + done + 1)
+        if part:
+            add_episodes(root, [part[position] for position in sorted(part)])
     progress.close()
-    success = np.mean([episode.succeeded for episode in open_episodes(root)])
-    print(f"exploration: {len(specs)} episodes, {success:.0%} successful", flush=True)
+    if not root.exists():
+        raise WorldEnvError(f"not one of {len(specs)} exploration episodes could be run: {errors[0]}")
+    success = [episode.succeeded for episode in open_episodes(root)]
+    print(f"exploration: {len(success)} episodes, {np.mean(success):.0%} successful", flush=True)
+    if errors:
+        print(f"{len(errors)} could not be run, the next start tries them again; the first: {errors[0]}", flush=True)
 
 
 def split_exploration(episodes: Sequence[Episode], held_out_fraction: float) -> tuple[list[Episode], list[Episode]]:

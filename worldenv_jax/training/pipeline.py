@@ -6,7 +6,7 @@ finished before. The scripts in `experiments/` call one stage each, `experiments
 """
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache, cached_property
 from importlib import resources
@@ -21,13 +21,13 @@ from worldenv_jax.data.episodes import Episode
 from worldenv_jax.envs import make_environment
 from worldenv_jax.envs.base import Environment
 from worldenv_jax.envs.protocol import protocol_hash
+from worldenv_jax.envs.runner import ActFn, Outcome, run_episodes
 from worldenv_jax.envs.tabletop import oracle_reflector_fns, stack_states, tabletop_simulator_fns
 from worldenv_jax.errors import WorldEnvError
 from worldenv_jax.evaluation.gate import GateResult
 from worldenv_jax.evaluation.report import write_report
 from worldenv_jax.evaluation.summary import (
     make_summary,
-    paired_comparison,
     peak_rss_bytes,
     summary_table,
     write_summary,
@@ -40,9 +40,14 @@ from worldenv_jax.reflector import init_reflector
 from worldenv_jax.simulator import Kinematics, init_simulator
 from worldenv_jax.training import cloning, collecting, evaluating, gating, imagination, reflector_training
 from worldenv_jax.training import simulator_training as simulation
+from worldenv_jax.training.acting import policy_actor, replay_actor
 from worldenv_jax.training.models import Models, from_lists
 from worldenv_jax.training.workdir import Workdir
-from worldenv_jax.types import Array, GeometryFn, Params, Statistics
+from worldenv_jax.types import Array, EpisodeSpec, GeometryFn, Params, Statistics
+
+# Whose success can be measured: finished models, by the names of their evaluations, and what to compare them with.
+POLICIES = {"before": "policy", "after": "post_trained", "after_true": "post_trained_true"}
+REFERENCES = ("replay", "expert")  # one demonstration per task repeated blindly; the scripted expert
 
 AGREEMENT_STARTS = 64  # imagined trajectories that are replayed in the true world
 
@@ -82,6 +87,13 @@ class Run:
         return make_environment(self.config.environment)
 
     @property
+    def instructions(self) -> tuple[str, ...]:
+        """What each task asks for: as the world says it, or as the imported recordings do."""
+        if self.config.environment.name == "recorded":
+            return tuple(self.workdir.calibration["instructions"])
+        return self.environment.instructions
+
+    @property
     def models(self) -> Models:
         """The models with everything that has been measured on data so far.
 
@@ -101,7 +113,7 @@ class Run:
             config = replace(config, reflector=reflector, rollout=rollout)
         statistics = from_lists(Statistics, numbers["statistics"])
         kinematics = from_lists(Kinematics, numbers["kinematics"])
-        return Models.make(config, statistics, kinematics, self.environment.instructions, self.geometry)
+        return Models.make(config, statistics, kinematics, self.instructions, self.geometry)
 
     def params(self, model: str) -> Params:
         """A finished model's parameters: "policy", "simulator", "reflector", "post_trained" or "post_trained_true".
@@ -190,8 +202,7 @@ def train_reflector(run: Run) -> None:
     episodes = in_memory(run.demonstrations + run.exploration[0])
     key = jax.random.key(run.config.seed + 30)
     episodes += reflector_training.replay_episodes(models, run.params("simulator"), episodes, key, chunks)
-    instructions = run.environment.instructions
-    params = reflector_training.train_reflector(models.config, run.workdir, models, episodes, instructions)
+    params = reflector_training.train_reflector(models.config, run.workdir, models, episodes, run.instructions)
     true = run.calibration_episodes
     imagined = reflector_training.replay_episodes(models, run.params("simulator"), true, key, chunks)
     run.workdir.calibrate(**reflector_training.calibrate(models.config, models, params, [true, imagined]))
@@ -206,10 +217,44 @@ def gate(run: Run) -> GateResult:
         return gating.measure_gate(models.config, run.workdir, models, simulator, reflector, run.test_episodes)
 
 
+def evaluate(run: Run, policy: str, starts: str | None = None, termination: str = "predicate") -> dict[str, Any]:
+    """Success of a policy or a reference (a key of `POLICIES` or one of `REFERENCES`); see `evaluating.evaluate`.
+
+    Raises:
+      WorldEnvError: its parameters or demonstrations are missing, or the world cannot do it.
+    """
+
+    def play(specs: Sequence[EpisodeSpec]) -> Iterator[tuple[int, Outcome]]:
+        if policy == "expert":
+            if termination != "predicate":
+                raise WorldEnvError("the expert ends its episodes itself: evaluate it with --termination=predicate")
+            return evaluating.expert_outcomes(run.environment, specs)
+        act = _replay_actor(run) if policy == "replay" else _mean_actor(run, policy)
+        if termination == "predicate":
+            return run_episodes(run.environment, act, specs)
+        reflector = run.params("reflector") if termination == "reflector" else None
+        return evaluating.termination_player(run.environment, act, termination, run.models, reflector)(specs)
+
+    return evaluating.evaluate(run.config, run.workdir, run.environment, play, policy, starts, termination)
+
+
+def _mean_actor(run: Run, policy: str) -> ActFn:
+    models, key = run.models, jax.random.key(run.config.seed)
+    params = run.params(POLICIES[policy])
+    return policy_actor(models.policy(deterministic=True), params, models.statistics, models.policy_prompts, key)
+
+
+def _replay_actor(run: Run) -> ActFn:
+    demonstrations = {episode.task: episode for episode in reversed(run.demonstrations)}  # the first of each task
+    missing = set(range(run.config.environment.tasks)) - demonstrations.keys()
+    if missing:
+        raise WorldEnvError(f"no demonstration of tasks {sorted(missing)}: run experiments/collect.py first")
+    return replay_actor(demonstrations, run.config.policy.chunk)
+
+
 def evaluate_before(run: Run) -> None:
     """Success of the cloned policy."""
-    params = run.params("policy")
-    evaluating.evaluate_policy(run.config, run.workdir, run.environment, run.models, params, "before")
+    evaluate(run, "before")
 
 
 def post_train(run: Run) -> None:
@@ -261,19 +306,13 @@ def measure_agreement(run: Run) -> None:
 
 def evaluate_after(run: Run) -> None:
     """Success of the post-trained policy on the same starts."""
-    params = run.params("post_trained")
-    evaluating.evaluate_policy(run.config, run.workdir, run.environment, run.models, params, "after")
+    evaluate(run, "after")
 
 
 def report(run: Run) -> None:
     """summary.json, the table, report.html."""
     workdir, config = run.workdir, run.config
-    models, environment = run.models, run.environment
-    results = [
-        evaluating.evaluate_policy(config, workdir, environment, models, run.params(model), name)
-        for model, name in (("policy", "before"), ("post_trained", "after"))
-    ]
-    before, after = results
+    before, after = evaluate(run, "before"), evaluate(run, "after")
     summary = make_summary(
         success_before=before["success"],
         success_after=after["success"],
@@ -282,7 +321,7 @@ def report(run: Run) -> None:
         seed=config.seed,
         protocol_hash=before["protocol_hash"],
         peak_rss=peak_rss_bytes(),
-        paired=paired_comparison(evaluating.outcomes(before), evaluating.outcomes(after)),
+        paired=evaluating.compare(before, after),
         variant=config.variant,
     )
     write_summary(workdir.folder, summary)
@@ -334,12 +373,8 @@ def stages_after_pretrained(run: Run) -> tuple[str, ...]:
 def start(run: Run) -> None:
     """Makes the folder with config and manifest, and says where the run is."""
     run.workdir.save_config()
-    write_manifest(
-        run.workdir.folder,
-        to_dict(run.config),
-        seed=run.config.seed,
-        protocol_hash=protocol_hash(run.environment.protocol),
-    )
+    rules = None if run.config.environment.name == "recorded" else protocol_hash(run.environment.protocol)
+    write_manifest(run.workdir.folder, to_dict(run.config), seed=run.config.seed, protocol_hash=rules)
     print(f"workdir {run.workdir.folder}", flush=True)
 
 

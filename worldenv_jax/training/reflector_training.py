@@ -25,6 +25,9 @@ from worldenv_jax.types import Array, Params, Prediction, ReflectorFns, Rollout,
 
 REPLAY_BATCH = 32  # episodes replayed or judged at once
 
+# (params, episodes, steps N) -> (R float32 [E, N], mask bool [E, N])
+JudgeFn = Callable[[Params, Sequence[Episode], int], tuple[np.ndarray, np.ndarray]]
+
 
 class ReflectorBatch(NamedTuple):
     """Frames of one episode per row, with the success of the row's instruction at each."""
@@ -80,9 +83,16 @@ def calibrate(
 
 
 def judge_episodes(models: Models, params: Params, episodes: Sequence[Episode]) -> tuple[np.ndarray, np.ndarray]:
-    """R(o_1:t, g) float32 [E, N] for frames 1 .. N of each episode, N the rollout's horizon; and the mask bool [E, N].
+    """`make_judge` over the rollout's horizon."""
+    return make_judge(models, REPLAY_BATCH)(params, episodes, horizon(models.config))
 
-    R is 0 past an episode's end.
+
+def make_judge(models: Models, batch: int) -> JudgeFn:
+    """Judges recorded episodes, `batch` of them at a time.
+
+    Returns:
+      A function of (params, episodes, steps N) that returns R(o_1:t, g) float32 [E, N] for frames 1 .. N of each
+      episode, N rounded up to whole chunks, and the mask bool [E, N]. R is 0 past an episode's end.
     """
     chunk, reflector = models.config.policy.chunk, models.reflector
 
@@ -95,14 +105,17 @@ def judge_episodes(models: Models, params: Params, episodes: Sequence[Episode]) 
         _, probability = jax.lax.scan(one_chunk, reflector.init(params, starts), parts)
         return probability.swapaxes(0, 1).reshape(frames.shape[0], -1)
 
-    results = []
-    frames, valid = pad_steps([np.asarray(e.images[1:]) for e in episodes], horizon(models.config))
-    for first in range(0, len(episodes), REPLAY_BATCH):
-        part = list(episodes[first : first + REPLAY_BATCH])
-        rows = np.minimum(np.arange(REPLAY_BATCH), len(part) - 1)
-        starts = take_rows(models.starts(part), rows)
-        results.append(np.asarray(judge(params, starts, frames[first + rows]))[: len(part)])
-    return np.concatenate(results) * valid, valid
+    def judge_all(params: Params, episodes: Sequence[Episode], steps: int) -> tuple[np.ndarray, np.ndarray]:
+        results = []
+        frames, valid = pad_steps([np.asarray(e.images[1:]) for e in episodes], -(-steps // chunk) * chunk)
+        for first in range(0, len(episodes), batch):
+            part = list(episodes[first : first + batch])
+            rows = np.minimum(np.arange(batch), len(part) - 1)
+            starts = take_rows(models.starts(part), rows)
+            results.append(np.asarray(judge(params, starts, frames[first + rows]))[: len(part)])
+        return np.concatenate(results) * valid, valid
+
+    return judge_all
 
 
 def horizon(config: ExperimentConfig) -> int:

@@ -2,6 +2,5 @@
 """The LIBERO benchmark (robosuite and MuJoCo) in worker processes, with a scripted expert."""
 
 from worldenv_jax.envs.libero.environment import LiberoEnvironment
-from worldenv_jax.envs.libero.pool import EpisodeError
 
-__all__ = ["EpisodeError", "LiberoEnvironment"]
+__all__ = ["LiberoEnvironment"]

@@ -3,15 +3,16 @@
 
 from collections.abc import Iterator, Sequence
 
+import jax
 import numpy as np
 
 from worldenv_jax.data.episodes import Episode
-from worldenv_jax.envs.base import Frames
+from worldenv_jax.envs.base import EpisodeError, Frames
 from worldenv_jax.envs.libero import installation
 from worldenv_jax.envs.libero.cameras import CAMERA_NAMES
 from worldenv_jax.envs.libero.pool import WorkerPool
 from worldenv_jax.envs.protocol import check_spec, libero_protocol
-from worldenv_jax.types import ACTION_DIM, Camera, EpisodeSpec
+from worldenv_jax.types import ACTION_DIM, EpisodeSpec
 
 VIEWS = dict(zip(("agentview", "wrist"), CAMERA_NAMES))
 
@@ -73,13 +74,13 @@ class LiberoEnvironment:
 
         Raises:
           ValueError: a spec that the protocol does not define.
-          EpisodeError: the simulator failed.
+          EpisodeError: the simulator failed in some slots.
         """
         for spec in specs:
             check_spec(spec, self._rules, len(self.instructions))
-        replies = self._pool.call({slot: ("reset", spec) for slot, spec in zip(slots, specs, strict=True)})
-        self._starts |= {slot: start for slot, (_, start) in replies.items()}
-        return _stack([replies[slot][0] for slot in slots])
+        done, failed = self._pool.call({slot: ("reset", spec) for slot, spec in zip(slots, specs, strict=True)})
+        self._starts |= {slot: start for slot, (_, start) in done.items()}
+        return _stack(slots, {slot: frames for slot, (frames, _) in done.items()}, failed)
 
     def step(self, slots: Sequence[int], actions: np.ndarray, every_frame: bool) -> Frames:
         """Runs environment actions float32 [n, K, 7]; renders all K frames or only the last (k = K or 1).
@@ -96,8 +97,7 @@ class LiberoEnvironment:
         if not np.isfinite(actions).all():
             row, index = np.argwhere(~np.isfinite(actions))[0][:2]
             raise ValueError(f"actions: NaN or infinity for slot {slots[row]}, action {index} of its chunk")
-        replies = self._pool.call({slot: ("step", rows, every_frame) for slot, rows in zip(slots, actions)})
-        return _stack([replies[slot] for slot in slots])
+        return _stack(slots, *self._pool.call({s: ("step", rows, every_frame) for s, rows in zip(slots, actions)}))
 
     def start_state(self, slot: int) -> dict[str, np.ndarray]:
         """Start of the slot's episode before settling.
@@ -108,10 +108,10 @@ class LiberoEnvironment:
         """
         return self._starts[slot]
 
-    def expert_episodes(self, specs: Sequence[EpisodeSpec], noise: float) -> Iterator[Episode]:
+    def expert_episodes(self, specs: Sequence[EpisodeSpec], noise: float) -> Iterator[Episode | EpisodeError]:
         """Scripted demonstrations, recorded with every frame, in the order of `specs`, successful or not.
 
-        Running episodes in the slots are lost.
+        One that could not be run has an EpisodeError in its place. Running episodes in the slots are lost.
 
         Args:
           specs: which episodes; an episode's noise is a function of its spec.
@@ -119,13 +119,16 @@ class LiberoEnvironment:
 
         Raises:
           ValueError: a spec that the protocol does not define.
-          EpisodeError: the simulator failed.
         """
         for spec in specs:
             check_spec(spec, self._rules, len(self.instructions))
         requests = [("demonstrate", spec, float(noise), self.after_success) for spec in specs]
         replies = self._pool.map(requests, [spec.task for spec in specs])
-        for spec, ((images, proprio, success, camera), actions, start) in zip(specs, replies):
+        for position, (spec, (status, value)) in enumerate(zip(specs, replies)):
+            if status == "failed":
+                yield EpisodeError({position: value}, {})
+                continue
+            (images, proprio, success, camera), actions, start = value
             yield Episode(
                 images=images,
                 proprio=proprio,
@@ -145,7 +148,9 @@ class LiberoEnvironment:
         self._pool.close()
 
 
-def _stack(replies: list[tuple]) -> Frames:
-    images, proprio, success, cameras = zip(*replies)
-    camera = Camera(*(np.stack(leaf) for leaf in zip(*cameras)))
-    return Frames(np.stack(images), np.stack(proprio), np.stack(success), camera)
+def _stack(slots: Sequence[int], done: dict[int, tuple], failed: dict[int, str]) -> Frames:
+    """The workers' frames with an axis n, in the order of the slots; raises EpisodeError where any failed."""
+    done = {slot: Frames(*reply) for slot, reply in done.items()}
+    if failed:
+        raise EpisodeError(failed, done)
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *(done[slot] for slot in slots))

@@ -4,8 +4,8 @@
 Every slot is one process with one MuJoCo model. Requests to several slots run at the same time. A process that dies
 (out of memory, GL crash, SIGKILL) or hangs is replaced and its episode executed again up to the request that failed;
 physics is deterministic, so the result is the one that would have been. `restarts` counts these. An exception inside
-the simulator is another matter: it would come again, so it is reported as `EpisodeError` and never counts as a failure
-of the policy.
+the simulator is another matter: it would come again, so it is reported as a failed request, and the process, in which
+anything may be broken now, is replaced too.
 """
 
 import os
@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from multiprocessing.connection import Connection, wait
+from typing import Any
 
 import numpy as np
 
@@ -25,20 +26,6 @@ _TIME_LIMIT = 900.0  # seconds for one request; an episode with every frame take
 _DEATHS_ALLOWED = 3  # per request
 _LOOK_AHEAD = 8  # jobs per slot that `map` may run before their turn
 _ONE_CORE = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-
-
-class EpisodeError(RuntimeError):
-    """Episodes that could not be run: an error of the simulator or of its installation, not of a policy.
-
-    Attributes:
-      failed: slot (or position, from `WorkerPool.map`) -> what went wrong there.
-      done: slot -> result, for the slots of the same call that went well.
-    """
-
-    def __init__(self, failed: dict, done: dict):
-        where, text = next(iter(failed.items()))
-        super().__init__(f"{len(failed)} episode(s) could not be run; the first, number {where}:\n{text}")
-        self.failed, self.done = failed, done
 
 
 class _Slot:
@@ -99,8 +86,11 @@ class _Slot:
         self.replies_due -= 1
         if self.replies_due and status == "done":
             return None
-        self._remember(self.request, status)
-        self.request = None
+        if status == "failed":
+            self.kill()
+        else:
+            self._remember(self.request)
+            self.request = None
         return status, value
 
     def revive(self) -> tuple | None:
@@ -128,8 +118,8 @@ class _Slot:
         except OSError:
             pass  # it is dead: reading will tell
 
-    def _remember(self, request: tuple, status: str) -> None:
-        if request[0] == "step" and status == "done":
+    def _remember(self, request: tuple) -> None:
+        if request[0] == "step":
             self.actions.append(request[1])
         else:
             self.spec, self.actions = (request[1] if request[0] == "reset" else None), []
@@ -158,30 +148,26 @@ class WorkerPool:
         while self._slots:
             self._slots.pop().stop()
 
-    def call(self, requests: Mapping[int, tuple]) -> dict:
-        """Sends one request to each of some slots and waits for all; returns slot -> result.
+    def call(self, requests: Mapping[int, tuple]) -> tuple[dict[int, Any], dict[int, str]]:
+        """Sends one request to each of some slots and waits for all.
 
-        Raises:
-          EpisodeError: some requests failed; the others' results are with it.
+        Returns:
+          slot -> result, for the requests that went well; slot -> traceback, for those that failed.
         """
         for slot, request in requests.items():
             self._slots[slot].send(request)
-        replies = dict(self._next_reply() for _ in requests)
-        failed = {slot: value for slot, (status, value) in replies.items() if status == "failed"}
-        done = {slot: value for slot, (status, value) in replies.items() if status == "done"}
-        if failed:
-            raise EpisodeError(failed, done)
-        return done
+        done, failed = {}, {}
+        for _ in requests:
+            slot, (status, value) = self._next_reply()
+            (done if status == "done" else failed)[slot] = value
+        return done, failed
 
-    def map(self, requests: Sequence[tuple], groups: Sequence) -> Iterator:
-        """Results of independent requests in their order, all slots busy.
+    def map(self, requests: Sequence[tuple], groups: Sequence) -> Iterator[tuple[str, Any]]:
+        """("done", result) or ("failed", traceback) of independent requests in their order, all slots busy.
 
         Args:
           requests: what to do.
           groups: one label per request; a slot stays with its label while it can (changing the task costs seconds).
-
-        Raises:
-          EpisodeError: in place of the result of a request that failed, keyed by its position.
         """
         waiting = list(range(len(requests)))
         running, ready, label = {}, {}, {}
@@ -197,10 +183,7 @@ class WorkerPool:
                             self._slots[slot].send(requests[job])
                     slot, reply = self._next_reply()
                     ready[running.pop(slot)] = reply
-                status, value = ready.pop(index)
-                if status == "failed":
-                    raise EpisodeError({index: value}, {})
-                yield value
+                yield ready.pop(index)
         finally:
             for slot in running:
                 self._slots[slot].kill()

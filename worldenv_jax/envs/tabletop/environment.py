@@ -30,6 +30,7 @@ class TabletopEnvironment:
     name = "tabletop"
     instructions = INSTRUCTIONS
     num_views = 1
+    restarts = 0
 
     def __init__(self, config: TabletopConfig | None = None, num_slots: int = 32):
         """Compiles nothing yet.

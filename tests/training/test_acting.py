@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A policy's action depends on its own episode only, to the bit: not on who runs beside it, nor on how many slots."""
+
+import jax
+import numpy as np
+import pytest
+
+from worldenv_jax.configs import get_config
+from worldenv_jax.policy import init_policy, make_policy_fn, tokenize_policy_prompts
+from worldenv_jax.training.acting import BATCH, policy_actor
+from worldenv_jax.types import EpisodeSpec, Statistics
+
+ROWS = BATCH + 3  # more than one batch
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_an_action_does_not_depend_on_its_neighbours(deterministic):
+    config = get_config("debug").policy
+    one = lambda size: np.ones(size, np.float32)
+    statistics = Statistics(-one(7), one(7), -one(8), one(8))
+    policy = make_policy_fn(config, statistics, 1.0, deterministic)
+    prompts = tokenize_policy_prompts(config, ["push it", "lift it"])
+    act = policy_actor(policy, init_policy(config, jax.random.key(0)), statistics, prompts, jax.random.key(1))
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (ROWS, 1, 32, 32, 3), np.uint8)
+    proprio = rng.normal(size=(ROWS, 8)).astype(np.float32)
+    specs = [EpisodeSpec(row % 2, row) for row in range(ROWS)]
+    chunks = [row % 3 for row in range(ROWS)]
+    together = act(images, proprio, specs, chunks)
+    assert together.shape == (ROWS, config.chunk, 7) and np.ptp(together, axis=0).max() > 0
+    for rows in ([0], [5, 2], [ROWS - 1, 0, 7], list(rng.permutation(ROWS))):
+        some = act(images[rows], proprio[rows], [specs[row] for row in rows], [chunks[row] for row in rows])
+        np.testing.assert_array_equal(some, together[rows])
