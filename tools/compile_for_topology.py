@@ -7,7 +7,8 @@
 For the update and the rollout it tries layouts (data, fsdp, tensor) from the cheapest in communication on, and stops
 at the first that fits a device's memory. Each row: bytes per device (arguments, temporaries, outputs), FLOPs of all
 devices together (scan bodies multiplied by their length), collectives and their bytes per device (loop bodies
-multiplied by their trip count). Arrays above 64 MiB that every device holds whole are named.
+multiplied by their trip count). `JAX_EXEC_TIME_OPTIMIZATION_EFFORT=-1.0` in the environment shortens compilation; the
+bytes are then those of a less optimised program. Arrays above 64 MiB that every device holds whole are named.
 """
 
 import argparse

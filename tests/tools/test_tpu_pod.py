@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The pod launcher, with a stand-in for gcloud that prints its arguments."""
 
-import os
 import subprocess
 from pathlib import Path
 
@@ -36,6 +35,6 @@ def test_command_reaches_every_host_as_it_was_written(tmp_path):
     result = launch(tmp_path, "python", "run.py", "--set=a=[1, 2]", PROJECT="project", **POD)
     assert result.returncode == 0, result.stderr
     *options, command = result.stdout.splitlines()
-    wanted = "compute tpus tpu-vm ssh pod --zone zone --project project --worker all --command".split()
-    assert options == wanted
+    wanted = "compute tpus tpu-vm ssh pod --zone zone --project project --worker all --command"
+    assert " ".join(options) == wanted
     assert command == r"cd worldenv_jax && python run.py --set=a=\[1\,\ 2\] "

@@ -95,7 +95,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _check_sizes(data: bytes) -> None:
-    """Refuses a pickle that makes the unpickler reserve more than the file's size: numbered memos, announced lengths."""
+    """Refuses a pickle that makes the unpickler reserve more than the file holds: memo numbers, announced lengths."""
     for opcode, argument, _ in pickletools.genops(data):  # raises where an announced length is not there
         if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and argument > len(data):
             raise pickle.UnpicklingError(f"memo {argument} in a pickle of {len(data)} bytes")
