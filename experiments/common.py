@@ -10,6 +10,7 @@ from absl import app, flags, logging
 
 from worldenv_jax.configs import ExperimentConfig, get_config
 from worldenv_jax.errors import WorldEnvError, run_main
+from worldenv_jax.mesh import initialize_hosts
 from worldenv_jax.overrides import apply_overrides
 from worldenv_jax.training import pipeline
 
@@ -18,6 +19,10 @@ flags.DEFINE_string("config", "tabletop", "Preset: see worldenv_jax/configs.py."
 flags.DEFINE_multi_string("set", [], "Override, repeatable: --set=post_training.iterations=40")
 flags.DEFINE_string("workdir", None, "Where the run keeps everything; runs/<config> by default.")
 flags.DEFINE_bool("ignore_gate", False, "Post-train although the gate refuses.")
+flags.DEFINE_bool("distributed", False, "Join the other processes of this run: TPU pod, SLURM, Open MPI.")
+flags.DEFINE_string("coordinator", None, "host:port of process 0, where the environment does not tell it.")
+flags.DEFINE_integer("processes", None, "How many, with --coordinator.")
+flags.DEFINE_integer("process", None, "Number of this one, with --coordinator.")
 
 flags.DEFINE_list("policy", ["after"], "Cloned (before), post-trained (after), or that in the true world (after_true).")
 
@@ -51,6 +56,8 @@ def run_script(main: Callable[[], int | None]) -> None:
     def parsed(_: list[str]) -> int | None:
         logging.set_verbosity(logging.WARNING)
         use_compilation_cache()
+        if FLAGS.distributed or FLAGS.coordinator:
+            initialize_hosts(FLAGS.coordinator, FLAGS.processes, FLAGS.process)
         return main()
 
     run_main(lambda: app.run(parsed))

@@ -19,7 +19,7 @@ ALLOWED = {
     "types": set(),
     "errors": set(),
     "files": set(),
-    "networks": {"types"},
+    "networks": {"types", "mesh"},
     "policy": MODELS | PURE_DATA,
     "simulator": MODELS,
     "reflector": MODELS | PURE_DATA,

@@ -7,11 +7,13 @@
 For the update and the rollout it tries layouts (data, fsdp, tensor) from the cheapest in communication on, and stops
 at the first that fits a device's memory. Each row: bytes per device (arguments, temporaries, outputs), FLOPs of all
 devices together (scan bodies multiplied by their length), collectives and their bytes per device (loop bodies
-multiplied by their trip count). Arrays above 64 MiB that every device holds whole are named.
+multiplied by their trip count). `JAX_EXEC_TIME_OPTIMIZATION_EFFORT=-1.0` in the environment shortens compilation; the
+bytes are then those of a less optimised program. Arrays above 64 MiB that every device holds whole are named.
 """
 
 import argparse
 import collections
+import dataclasses
 import functools
 import json
 import math
@@ -65,6 +67,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--samples", type=int, default=8, help="G")
     parser.add_argument("--chunks", type=int, default=38, help="T; 38 chunks of 8 are LIBERO's 300 steps")
     parser.add_argument("--minibatches", type=int, default=1)
+    parser.add_argument("--chunks-at-once", type=int, default=1, help="of a trajectory in the update; 0: all")
     parser.add_argument("--micro-batches", type=int, default=1, help="gradient accumulation")
     parser.add_argument("--layouts", default="", help="data,fsdp,tensor;... instead of the built-in order")
     parser.add_argument("--programs", default="update,rollout")
@@ -77,11 +80,16 @@ class Plan:
     def __init__(self, arguments: argparse.Namespace):
         self.samples, self.starts_count, self.chunks = arguments.samples, arguments.starts, arguments.chunks
         self.policy = getattr(PolicyConfig, arguments.preset)()
-        self.simulator = getattr(SimulatorConfig, arguments.preset)()
-        self.reflector = getattr(ReflectorConfig, arguments.preset)()
+        # All three see the policy's cameras; those after the first move with the hand.
+        views, hand_views = self.policy.views, tuple(range(1, self.policy.views))
+        simulator = getattr(SimulatorConfig, arguments.preset)()
+        self.simulator = dataclasses.replace(simulator, views=views, hand_views=hand_views)
+        self.reflector = dataclasses.replace(getattr(ReflectorConfig, arguments.preset)(), views=views)
         trainable = ("^lora/", "head") if self.policy.lora_rank else ("",)
         self.optimizer = OptimizerConfig(trainable=trainable, micro_batches=arguments.micro_batches)
-        self.training = PostTrainingConfig(minibatches=arguments.minibatches, optimizer=self.optimizer)
+        self.training = PostTrainingConfig(
+            minibatches=arguments.minibatches, chunks_at_once=arguments.chunks_at_once, optimizer=self.optimizer
+        )
 
     @property
     def batch(self) -> int:
@@ -91,7 +99,7 @@ class Plan:
     def update(self, statistics: Statistics, state: Any, key: Any, rollout: Rollout) -> Any:
         """The LOOP-PPO update of one iteration."""
         distribution = functools.partial(policy_distribution, self.policy)
-        read = lambda params, observation: distribution(params, statistics, meshes.constrain_batch(observation))
+        read = lambda params, observation: distribution(params, statistics, observation)
         return make_update(read, laplace_log_prob, self.training, LoopConfig(), self.samples)(state, key, rollout)
 
     def rollout(self, statistics: Statistics, params: RolloutParams, key: Any, starts: Starts) -> Rollout:
@@ -212,8 +220,7 @@ def count_collectives(hlo: str) -> dict[str, tuple[int, int]]:
             if kind:
                 totals[kind[1], "n"] += 1
                 totals[kind[1], "bytes"] += _result_bytes(line[: kind.start()])
-            trips = re.search(r'known_trip_count":\{"n":"(\d+)"', line)
-            times = int(trips[1]) if trips else 1
+            times = _trip_count(line, computations)
             callees = re.findall(r"(?:body|calls|to_apply|async_computation)=%?([\w.\-]+)", line)
             branches = re.search(r"branch_computations=\{([^}]*)\}", line)
             callees += re.findall(r"[\w.\-]+", branches[1]) if branches else []
@@ -225,6 +232,17 @@ def count_collectives(hlo: str) -> dict[str, tuple[int, int]]:
 
     totals = count(entry)
     return {kind: (totals[kind, "n"], totals[kind, "bytes"]) for kind in _COLLECTIVES if totals[kind, "n"]}
+
+
+def _trip_count(line: str, computations: dict[str, list[str]]) -> int:
+    """How often a `while` runs: as annotated, or else the constant N of its condition "counter < N"; 1 if unknown."""
+    trips = re.search(r'known_trip_count":\{"n":"(\d+)"', line)
+    condition = re.search(r" while\(.*condition=%?([\w.\-]+)", line)
+    if trips or not condition:
+        return int(trips[1]) if trips else 1
+    body = "\n".join(computations.get(condition[1], ()))
+    limits = re.findall(r"= [su]32\[\]\S* constant\((\d+)\)", body)
+    return int(limits[0]) if len(limits) == 1 and "direction=LT" in body else 1
 
 
 def _result_bytes(text: str) -> int:

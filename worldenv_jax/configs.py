@@ -59,6 +59,7 @@ class PostTrainingConfig:
     starts: int = 8  # S per iteration
     epochs: int = 1  # passes over the rollouts of an iteration
     minibatches: int = 4  # updates per pass
+    chunks_at_once: int = 0  # of a trajectory in an update, a divisor of T; less memory, more time. 0: all
     scale_factor: float = 0.5  # multiplies the policy's scale, in sampling and in scoring alike
     max_kl: float = 0.2  # an update whose KL to the behaviour policy exceeds this ends the iteration's updates
     resample_budget: int = 1  # extra rollouts per iteration to replace groups without contrast

@@ -37,14 +37,19 @@ DEFAULT_RULES: Rules = (
 
 
 def constrain_batch(tree: Any) -> Any:
-    """Keeps the leading axis of arrays inside a jitted function split over `data` and `fsdp`.
+    """Keeps the leading axis of arrays inside a jitted function split over `data` and `fsdp`, the others whole.
 
-    A gather of rows (a shuffled minibatch, repeated starts) makes the compiler give every device all of them; this
-    call after it undoes that. Without a mesh (`with jax.set_mesh(mesh)`) around the call it changes nothing.
+    A gather of rows (a shuffled minibatch, repeated starts) makes the compiler give every device all of them, and
+    where a layer's parameters are split it may collect the rows of all devices instead of the parameters; this call
+    at the border undoes both. Without a mesh (`with jax.set_mesh(mesh)`) around the call, and on arrays whose rows do
+    not divide among the devices, it changes nothing.
     """
-    if set(AXES) - set(jax.sharding.get_abstract_mesh().axis_names):
+    mesh = jax.sharding.get_abstract_mesh()
+    if set(AXES) - set(mesh.axis_names):
         return tree
-    return jax.lax.with_sharding_constraint(tree, BATCH)
+    parts = _parts(mesh, BATCH[0])
+    split = lambda leaf: leaf if leaf.shape[0] % parts else jax.lax.with_sharding_constraint(leaf, BATCH)
+    return jax.tree.map(split, tree)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,10 +96,19 @@ def initialize_hosts(coordinator: str | None = None, processes: int | None = Non
         coordinator: `host:port` of process 0.
         processes: how many there are.
         process: the number of this one.
+
+    Raises:
+        WorldEnvError: no cluster is found in the environment, or the other processes do not come.
     """
     if jax.config.jax_platforms == "cpu":
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    jax.distributed.initialize(coordinator, processes, process)
+    try:
+        jax.distributed.initialize(coordinator, processes, process)
+    except (ValueError, RuntimeError) as error:
+        raise WorldEnvError(
+            f"cannot join the other processes of this run: {error} Outside of a TPU pod, SLURM and Open MPI pass "
+            "--coordinator=HOST:PORT --processes=N --process=I"
+        ) from error
 
 
 def place(tree: Any, mesh: Mesh, rules: Rules = DEFAULT_RULES) -> list[Placement]:
@@ -195,6 +209,23 @@ def shard_batch(batch: Any, mesh: Mesh) -> Any:
         return jax.make_array_from_process_local_data(sharding, rows)
 
     return jax.tree.map(put, batch)
+
+
+def own_rows(batch: Any) -> Any:
+    """The rows of this process, for `shard_batch`, of a batch of NumPy arrays [B, ...] that every process has whole.
+
+    Raises:
+        WorldEnvError: the rows do not divide among the processes.
+    """
+    number, processes = jax.process_index(), jax.process_count()
+
+    def cut(rows: Any) -> Any:
+        if len(rows) % processes:
+            raise WorldEnvError(f"a batch of {len(rows)} rows cannot be split over {processes} processes")
+        count = len(rows) // processes
+        return rows[number * count : (number + 1) * count]
+
+    return jax.tree.map(cut, batch)
 
 
 def report(placements: Sequence[Placement]) -> str:

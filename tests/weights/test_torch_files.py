@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from worldenv_jax.weights.errors import WeightsError
 from worldenv_jax.weights.torch_files import load_torch_file, save_torch_file
 
 
@@ -59,3 +60,22 @@ def test_refuses_a_file_that_is_no_archive(tmp_path):
     (tmp_path / "old.pt").write_bytes(b"\x80\x02}q\x00.")
     with pytest.raises(ValueError, match="old.pt is not a PyTorch file"):
         load_torch_file(tmp_path / "old.pt")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"\x80\x02}r\xff\xff\xff\x0f.", b"\x80\x05\x96\xff\xff\xff\xff\x0f\x00\x00\x00."],
+    ids=["memo number", "length of a bytearray"],
+)
+def test_refuses_a_pickle_that_announces_gigabytes(tmp_path, data):
+    with zipfile.ZipFile(tmp_path / "big.pt", "w") as archive:
+        archive.writestr("archive/data.pkl", data)
+    with pytest.raises(WeightsError, match="big.pt"):
+        load_torch_file(tmp_path / "big.pt")
+
+
+def test_refuses_compressed_parts(tmp_path):
+    with zipfile.ZipFile(tmp_path / "bomb.pt", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", b"\0" * 100000)
+    with pytest.raises(WeightsError, match="compressed"):
+        load_torch_file(tmp_path / "bomb.pt")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The error of everything that reads or writes data: it names the file."""
+"""The errors of everything that reads or writes data."""
 
 from pathlib import Path
 
@@ -16,3 +16,7 @@ class DataError(WorldEnvError, ValueError):
     def __init__(self, path: Path | str, problem: str):
         super().__init__(f"{path}: {problem}")
         self.path = Path(path)
+
+
+class MalformedExampleError(WorldEnvError, ValueError):
+    """Bytes that are no `tf.train.Example`; whoever knows the file turns it into a `DataError`."""

@@ -13,6 +13,8 @@ from collections.abc import Collection, Iterator, Mapping
 
 import numpy as np
 
+from worldenv_jax.data.errors import MalformedExampleError
+
 Feature = list[memoryview] | np.ndarray  # BytesList, or float32 [n], or int64 [n]
 
 _VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
@@ -30,7 +32,7 @@ def parse_example(buffer: bytes | memoryview, keys: Collection[str] | None = Non
         Per key a list of byte views into `buffer`, a float32 array or an int64 array, in the order of the message.
 
     Raises:
-        ValueError: the buffer is not an Example.
+        MalformedExampleError: the buffer is not an Example.
     """
     features = {}
     for number, value in _fields(memoryview(buffer)):
@@ -63,7 +65,10 @@ def _split_entry(entry: memoryview) -> tuple[str, memoryview]:
     key, feature = "", memoryview(b"")
     for number, value in _fields(entry):
         if number == 1:
-            key = bytes(_message(value)).decode()
+            try:
+                key = bytes(_message(value)).decode()
+            except UnicodeDecodeError as error:
+                raise MalformedExampleError(f"malformed Example: a feature's name is no text: {error}") from error
         elif number == 2:
             feature = _message(value)
     return key, feature
@@ -84,13 +89,13 @@ def _parse_values(kind: int, values: memoryview) -> Feature:
         parts = [_message(value) for number, value in _fields(values) if number == 1]
         joined = parts[0] if len(parts) == 1 else b"".join(parts)
         if len(joined) % 4:
-            raise ValueError(f"malformed Example: a float list of {len(joined)} bytes")
+            raise MalformedExampleError(f"malformed Example: a float list of {len(joined)} bytes")
         return np.frombuffer(joined, "<f4").astype(np.float32)
     if kind == 3:
         runs = [value for number, value in _fields(values) if number == 1]
         arrays = [np.array([v], np.uint64).astype(np.int64) if isinstance(v, int) else _varints(v) for v in runs]
         return np.concatenate(arrays) if arrays else np.zeros(0, np.int64)
-    raise ValueError(f"malformed Example: a feature of kind {kind}")
+    raise MalformedExampleError(f"malformed Example: a feature of kind {kind}")
 
 
 def _fields(buffer: memoryview) -> Iterator[tuple[int, int | memoryview]]:
@@ -108,16 +113,16 @@ def _fields(buffer: memoryview) -> Iterator[tuple[int, int | memoryview]]:
         elif wire in _FIXED_SIZE:
             size = _FIXED_SIZE[wire]
         else:
-            raise ValueError(f"malformed Example: wire type {wire}")
+            raise MalformedExampleError(f"malformed Example: wire type {wire}")
         if position + size > end:
-            raise ValueError(f"malformed Example: a field of {size} bytes where {end - position} are left")
+            raise MalformedExampleError(f"malformed Example: a field of {size} bytes where {end - position} are left")
         yield tag >> 3, buffer[position : position + size]
         position += size
 
 
 def _message(value: int | memoryview) -> memoryview:
     if isinstance(value, int):
-        raise ValueError("malformed Example: a number where a message was expected")
+        raise MalformedExampleError("malformed Example: a number where a message was expected")
     return value
 
 
@@ -125,13 +130,13 @@ def _varint(buffer: memoryview, position: int) -> tuple[int, int]:
     result = 0
     for shift in range(0, 70, 7):
         if position >= len(buffer):
-            raise ValueError("malformed Example: it ends inside a number")
+            raise MalformedExampleError("malformed Example: it ends inside a number")
         byte = buffer[position]
         position += 1
         result |= (byte & 0x7F) << shift
         if byte < 0x80:
             return result & 0xFFFFFFFFFFFFFFFF, position
-    raise ValueError("malformed Example: a number of more than ten bytes")
+    raise MalformedExampleError("malformed Example: a number of more than ten bytes")
 
 
 def _varints(packed: memoryview) -> np.ndarray:
@@ -141,12 +146,12 @@ def _varints(packed: memoryview) -> np.ndarray:
     if last.all():
         return octets.astype(np.int64)
     if not last[-1]:
-        raise ValueError("malformed Example: it ends inside a number")
+        raise MalformedExampleError("malformed Example: it ends inside a number")
     stops = np.flatnonzero(last) + 1
     starts = np.concatenate([[0], stops[:-1]])
     place = np.arange(len(octets)) - np.repeat(starts, stops - starts)
     if place.max() > 9:
-        raise ValueError("malformed Example: a number of more than ten bytes")
+        raise MalformedExampleError("malformed Example: a number of more than ten bytes")
     shifted = (octets & 0x7F).astype(np.uint64) << (7 * place).astype(np.uint64)
     return np.bitwise_or.reduceat(shifted, starts).astype(np.int64)
 

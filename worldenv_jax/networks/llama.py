@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from worldenv_jax.mesh import constrain_batch
 from worldenv_jax.networks.attention import dot_product_attention
 from worldenv_jax.networks.lora import Dense
 from worldenv_jax.types import Array
@@ -88,9 +89,10 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, cache: Cache | None, positions: Array, mask: Array | None, index: Array | int):
+        x = constrain_batch(x)
         attended, cache = self._attention(self._norm("input_layernorm")(x), cache, positions, mask, index)
-        x = x + attended
-        return x + self._mlp(self._norm("post_attention_layernorm")(x)), cache
+        x = constrain_batch(x + attended)
+        return constrain_batch(x + self._mlp(self._norm("post_attention_layernorm")(x))), cache
 
     def _attention(self, x, cache, positions, mask, index):
         config = self.config

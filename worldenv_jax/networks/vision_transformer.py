@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 from flax import linen as nn
 
+from worldenv_jax.mesh import constrain_batch
 from worldenv_jax.networks.attention import dot_product_attention
 from worldenv_jax.networks.lora import Dense
 from worldenv_jax.types import Array
@@ -126,13 +127,15 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, film: Array | None) -> tuple[Array, None]:
+        x = constrain_batch(x)
         x = x + self._scaled("scale1", self._attention(_layer_norm(self.config, "norm1")(x)))
         if film is not None:
             scale = Dense(self.config.width, dtype=self.config.dtype, name="film_scale")(film)
             shift = Dense(self.config.width, dtype=self.config.dtype, name="film_shift")(film)
             x = x * (1.0 + scale[:, None]) + shift[:, None]
+        x = constrain_batch(x)
         x = x + self._scaled("scale2", self._mlp(_layer_norm(self.config, "norm2")(x)))
-        return x, None
+        return constrain_batch(x), None
 
     def _attention(self, x: Array) -> Array:
         config = self.config

@@ -24,7 +24,7 @@ from worldenv_jax.data.rlds import add_episodes
 from worldenv_jax.envs.base import Environment
 from worldenv_jax.evaluation.agreement import imagination_agreement
 from worldenv_jax.evaluation.strips import Strip, draw_strip, draw_video, merge_views, save_image, save_video
-from worldenv_jax.mesh import shard_batch, shard_state, shardings
+from worldenv_jax.mesh import own_rows, shard_batch, shard_state, shardings
 from worldenv_jax.metrics import make_writer
 from worldenv_jax.policy import laplace_log_prob, policy_distribution
 from worldenv_jax.rollout import RolloutParams
@@ -79,7 +79,7 @@ def post_train(
 
         def attempt(index: int) -> Rollout:
             chosen = sample_starts(starts, settings.starts, samples, config.seed, number, index)
-            return imagine(roll, jax.random.fold_in(key, 2 * index), shard_batch(chosen, mesh))
+            return imagine(roll, jax.random.fold_in(key, 2 * index), shard_batch(own_rows(chosen), mesh))
 
         rollout, extra = collect_contrast(attempt, settings, config.loop, samples)
         state, metrics = update(state, jax.random.fold_in(key, 1), rollout)

@@ -88,9 +88,8 @@ def make_update(
 
     def loss(params: Params, key: Array, batch: tuple[Rollout, Array]) -> tuple[Array, dict[str, Array]]:
         rollout, advantages = batch
-        actions, chunks = rollout.actions, rollout.actions.shape[1]
-        loc, log_scale = distribution(params, flatten_chunks(rollout.observations, chunks))
-        density = log_prob(actions, loc.reshape(actions.shape), log_scale.reshape(actions.shape)).sum(-1)
+        loc, log_scale = read_chunks(partial(distribution, params), rollout.observations, config.chunks_at_once)
+        density = log_prob(rollout.actions, loc, log_scale).sum(-1)
         return clipped_loss(density, rollout.log_prob, advantages, rollout.valid, loop)
 
     def one_update(carry, rows):
@@ -128,6 +127,36 @@ def make_update(
         return state, {**mean, "updates": updated.sum(), **rollout_metrics(rollout, samples)}
 
     return update
+
+
+def read_chunks(
+    read: Callable[[Observation], tuple[Array, Array]], observations: Observation, at_once: int
+) -> tuple[Array, Array]:
+    """The distribution at every chunk of B trajectories: loc and log_scale, float32 [B, T, K, A] each.
+
+    Args:
+      read: observations of N rows -> loc, log_scale [N, K, A].
+      observations: leaves [B, T, ...].
+      at_once: this many chunks of every trajectory in one call, a divisor of T; the activations of the others are
+        computed again in the backward pass. 0: all, none twice.
+
+    Raises:
+      WorldEnvError: `at_once` does not divide T.
+    """
+    batch, chunks = observations.proprio.shape[:2]
+    at_once = at_once or chunks
+    if chunks % at_once:
+        raise WorldEnvError(f"chunks_at_once is {at_once}, which does not divide the {chunks} chunks of a trajectory")
+
+    def read_part(part: tuple[Array, Array]) -> tuple[Array, Array]:
+        rows = constrain_batch(flatten_chunks(Observation(*part, observations.text), at_once))
+        return jax.tree.map(lambda leaf: leaf.reshape(batch, at_once, *leaf.shape[1:]), read(rows))
+
+    if at_once == chunks:
+        return read_part((observations.images, observations.proprio))
+    split = lambda leaf: jnp.moveaxis(leaf.reshape(batch, -1, at_once, *leaf.shape[2:]), 1, 0)
+    parts = jax.lax.map(jax.checkpoint(read_part), (split(observations.images), split(observations.proprio)))
+    return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1).reshape(batch, chunks, *leaf.shape[3:]), parts)
 
 
 def flatten_chunks(observations: Observation, chunks: int) -> Observation:

@@ -29,7 +29,7 @@ from worldenv_jax.configs import MeshConfig, StageConfig
 from worldenv_jax.data.episodes import Episode
 from worldenv_jax.data.rlds import open_episodes
 from worldenv_jax.errors import WorldEnvError
-from worldenv_jax.mesh import make_mesh, shard_batch, shard_state, shardings
+from worldenv_jax.mesh import make_mesh, own_rows, shard_batch, shard_state, shardings
 from worldenv_jax.metrics import make_writer
 from worldenv_jax.overrides import diff_configs
 from worldenv_jax.params_file import load_params, save_params
@@ -199,7 +199,7 @@ def run_training(
             stage,
             state,
             step,
-            lambda number: shard_batch(batch_fn(number), mesh),
+            lambda number: shard_batch(own_rows(batch_fn(number)), mesh),
             config.steps,
             checkpointer=checkpointer,
             writer=writer,

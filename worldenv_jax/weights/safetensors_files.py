@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Safetensors checkpoints: one file or shards with an index; read and written one tensor at a time."""
 
+import contextlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
+from worldenv_jax.weights.errors import WeightsError
 from worldenv_jax.weights.name_tables import Tensors
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -19,16 +21,34 @@ _DTYPES |= {"int64": "I64", "int32": "I32", "int16": "I16", "int8": "I8", "uint8
 def open_safetensors(path: Path) -> Tensors:
     """A file, or a folder with `model.safetensors` or with shards and their index; nothing is read yet.
 
-    Raises: ValueError where the folder has neither, or the index names a file or tensor that does not exist.
+    Raises: WeightsError where the folder has neither, where the index is damaged or names a file that does not exist
+        or lies elsewhere, and where a file is damaged.
     """
     files = [path] if path.is_file() else _files(path)
     missing = [str(file) for file in files if not file.is_file()]
     if missing:
-        raise ValueError(f"safetensors files that do not exist: {', '.join(missing)}")
-    handles = [safe_open(file, framework="np") for file in files]
-    owner = {name: handle for handle in handles for name in handle.offset_keys()}
-    shapes = {name: tuple(handle.get_slice(name).get_shape()) for name, handle in owner.items()}
-    return Tensors(shapes, lambda name: owner[name].get_tensor(name))
+        raise WeightsError(f"safetensors files that do not exist: {', '.join(missing)}")
+    owner, shapes = {}, {}
+    for file in files:
+        with _refusing_damage(file):
+            handle = safe_open(file, framework="np")
+            owner |= dict.fromkeys(handle.offset_keys(), (file, handle))
+            shapes |= {name: tuple(handle.get_slice(name).get_shape()) for name in handle.offset_keys()}
+
+    def read(name: str) -> np.ndarray:
+        file, handle = owner[name]
+        with _refusing_damage(file):
+            return handle.get_tensor(name)
+
+    return Tensors(shapes, read)
+
+
+@contextlib.contextmanager
+def _refusing_damage(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except (SafetensorError, OSError, ValueError, TypeError, AttributeError) as error:  # the last: unknown dtypes
+        raise WeightsError(f"{file} is not a safetensors file that can be read: {error}") from error
 
 
 def save_safetensors(path: Path, shapes: Mapping[str, tuple], dtypes: Mapping[str, str], tensors: Iterable) -> None:
@@ -58,6 +78,14 @@ def save_safetensors(path: Path, shapes: Mapping[str, tuple], dtypes: Mapping[st
 def _files(folder: Path) -> list[Path]:
     if (folder / SINGLE).is_file():
         return [folder / SINGLE]
-    if not (folder / INDEX).is_file():
-        raise ValueError(f"{folder} has neither {SINGLE} nor {INDEX}")
-    return [folder / name for name in sorted(set(json.loads((folder / INDEX).read_text())["weight_map"].values()))]
+    index = folder / INDEX
+    if not index.is_file():
+        raise WeightsError(f"{folder} has neither {SINGLE} nor {INDEX}")
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        elsewhere = [name for name in names if Path(name).name != name or "\0" in name]
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise WeightsError(f"{index} is damaged: {error!r}") from error
+    if elsewhere:
+        raise WeightsError(f"{index} names files outside of its folder: {', '.join(map(repr, elsewhere))}")
+    return [folder / name for name in names]

@@ -8,13 +8,17 @@ name no function to call. Source: torch/serialization.py (zip format, little end
 
 import collections
 import io
+import math
 import pickle
+import pickletools
 import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+
+from worldenv_jax.weights.errors import WeightsError
 
 _STORAGES = {
     "FloatStorage": "float32",
@@ -39,14 +43,16 @@ class _Storage(NamedTuple):
 def load_torch_file(path: Path) -> Any:
     """Reads a `.pt` / `.pth` file: nested dictionaries with NumPy arrays where PyTorch had tensors.
 
-    Raises: ValueError where the file is no zip archive of PyTorch, or needs anything but tensors and plain values.
+    Raises: WeightsError where the file is no zip archive of PyTorch, or needs anything but tensors and plain values.
     """
     try:
         with zipfile.ZipFile(path) as archive:
+            if any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist()):
+                raise WeightsError("it has compressed parts, which PyTorch does not write")  # and may hide gigabytes
             names = {name.split("/", 1)[-1]: name for name in archive.namelist()}
             return _Unpickler(archive, names).load()
-    except (zipfile.BadZipFile, KeyError, pickle.UnpicklingError, EOFError) as error:
-        raise ValueError(f"{path} is not a PyTorch file of tensors and plain values: {error}") from error
+    except Exception as error:  # a damaged pickle may raise almost anything, see the documentation of `pickle`
+        raise WeightsError(f"{path} is not a PyTorch file of tensors and plain values: {error}") from error
 
 
 def save_torch_file(path: Path, tensors: dict[str, np.ndarray]) -> None:
@@ -63,7 +69,9 @@ class _Unpickler(pickle.Unpickler):
     """Resolves three globals and the storage classes; raises on any other."""
 
     def __init__(self, archive: zipfile.ZipFile, names: dict[str, str]):
-        super().__init__(io.BytesIO(archive.read(names["data.pkl"])), encoding="utf-8")
+        data = archive.read(names["data.pkl"])
+        _check_sizes(data)
+        super().__init__(io.BytesIO(data), encoding="utf-8")
         self._archive, self._names = archive, names
 
     def find_class(self, module: str, name: str) -> Any:
@@ -86,11 +94,20 @@ class _Unpickler(pickle.Unpickler):
         return np.frombuffer(data, jnp.dtype(storage.dtype), count)
 
 
+def _check_sizes(data: bytes) -> None:
+    """Refuses a pickle that makes the unpickler reserve more than the file holds: memo numbers, announced lengths."""
+    for opcode, argument, _ in pickletools.genops(data):  # raises where an announced length is not there
+        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and argument > len(data):
+            raise pickle.UnpicklingError(f"memo {argument} in a pickle of {len(data)} bytes")
+
+
 def _rebuild_tensor(storage: np.ndarray, offset: int, size: tuple, stride: tuple, *_: Any) -> np.ndarray:
     """The strided view that torch describes, bounds checked, as a copy."""
     reach = offset + sum((length - 1) * step for length, step in zip(size, stride)) if 0 not in size else offset
     if min((offset, *size, *stride)) < 0 or reach >= max(storage.size, 1):
         raise pickle.UnpicklingError("a tensor reaches outside its storage")
+    if math.prod(size) > storage.size:  # strides of zero: a few bytes could stand for any amount of memory
+        raise pickle.UnpicklingError("a tensor has more elements than its storage")
     strides = [step * storage.itemsize for step in stride]
     return np.lib.stride_tricks.as_strided(storage[offset:], size, strides).copy()
 
