@@ -123,6 +123,7 @@ def test_missing_parts_are_named(tmp_path):
         list(read_recordings(tmp_path, 20))
 
 
+@pytest.mark.slow
 def test_from_a_folder_to_trained_models(tmp_path):
     """Import, clone, train the simulator: the stages of any other run, for two steps each."""
     folder, workdir = write_folder(tmp_path / "robot"), tmp_path / "run"

@@ -175,9 +175,10 @@ def test_references_stand_beside_a_policy_on_the_same_starts(straight, tmp_path,
     environment = TabletopEnvironment(TabletopConfig(image_size=32), num_slots=4)
     specs = [EpisodeSpec(task, seed, "test") for task, seed in episodes["expert"]]
     for row, episode in zip(results["expert"]["episodes"], environment.expert_episodes(specs, 0.0)):
-        assert (row["success"], row["steps"]) == (episode.succeeded, episode.first_success or 32)
+        assert (row["success"], row["steps"]) == (episode.succeeded, episode.first_success or environment.max_steps)
     recorded = {episode.task: episode.actions for episode in open_episodes(workdir / "data" / "demonstrations")}
-    actions = np.stack([np.pad(recorded[spec.task], ((0, 32), (0, 0)))[:32] for spec in specs])
+    limit = environment.max_steps
+    actions = np.stack([np.pad(recorded[spec.task], ((0, limit), (0, 0)))[:limit] for spec in specs])
     for row, spec in zip(actions, specs):
         row[len(recorded[spec.task]) :, 6] = recorded[spec.task][-1, 6]
     environment.reset(range(4), specs)
@@ -230,7 +231,7 @@ def test_the_reflector_may_end_episodes(straight, tmp_path):
     run("evaluate", workdir, "--policy=before", "--termination=limit")
     limit = json.loads((workdir / "evaluation" / "before_limit.json").read_text())
     assert [row["steps"] for row in results[-1.0]["episodes"]] == [1] * 4
-    assert results[2.0]["episodes"] == limit["episodes"] and limit["episodes"][0]["steps"] == 32
+    assert results[2.0]["episodes"] == limit["episodes"] and {row["steps"] for row in limit["episodes"]} == {32}
     usual = json.loads((straight / "evaluation" / "before.json").read_text())
     assert len({r["protocol_hash"] for r in (usual, limit, results[2.0])}) == 3
 
