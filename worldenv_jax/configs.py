@@ -172,7 +172,7 @@ def tabletop() -> ExperimentConfig:
         reflector_training=ReflectorStageConfig(400, 16, optimizer=_adam(2e-3, 400, 0.01)),
         rollout=RolloutConfig(num_chunks=4),
         post_training=PostTrainingConfig(
-            iterations=16,
+            iterations=12,
             starts=32,
             scale_factor=0.7,
             held_out_starts=96,
