@@ -165,19 +165,22 @@ SCALE_HEAD = ("scale_head",)  # pattern of the parameters that the second stage 
 def tabletop() -> ExperimentConfig:
     """The embedded world on a CPU: minutes."""
     return ExperimentConfig(
+        collect=CollectConfig(exploration_per_task=200),
         cloning=_stage(1000, 64, 1e-3, 0.01),
         scale_head=_stage(150, 64, 1e-3, trainable=SCALE_HEAD),
         autoencoder=_stage(1200, 16, 2e-3),
-        denoiser=_stage(1400, 16, 2e-3, ema_decay=0.995),
+        denoiser=_stage(1800, 16, 2e-3, ema_decay=0.995),
         reflector_training=ReflectorStageConfig(400, 16, optimizer=_adam(2e-3, 400, 0.01)),
-        rollout=RolloutConfig(num_chunks=4),
+        rollout=RolloutConfig(num_chunks=3),
         post_training=PostTrainingConfig(
-            iterations=12,
+            iterations=24,
             starts=32,
             scale_factor=0.7,
             held_out_starts=96,
             optimizer=OptimizerConfig(learning_rate=3e-5, warmup_steps=4),
         ),
+        evaluation=EvaluationConfig(episodes_per_task=50),
+        mesh=MeshConfig(data=0),
     )
 
 

@@ -228,6 +228,17 @@ def own_rows(batch: Any) -> Any:
     return jax.tree.map(cut, batch)
 
 
+def split_rows(batch: Any, mesh: Mesh) -> Any:
+    """For results that every process wants whole: rows over the devices of a single host, where they divide.
+
+    On several hosts, and where the rows do not divide among the devices, every process computes all rows itself.
+    """
+    rows = len(jax.tree.leaves(batch)[0])
+    if jax.process_count() > 1 or rows % _parts(mesh, BATCH[0]):
+        return batch
+    return shard_batch(batch, mesh)
+
+
 def report(placements: Sequence[Placement]) -> str:
     """A text table: array, shape, spec, rule, bytes per device; then what is replicated and the sums."""
     width = max((len(p.name) for p in placements), default=4)

@@ -117,7 +117,7 @@ def test_bad_input_is_named(environment):
 
 def test_protocol_holds_every_number_of_the_world(environment):
     protocol = json.loads(json.dumps(environment.protocol))
-    assert protocol["max_steps"] == environment.max_steps == 32
+    assert protocol["max_steps"] == environment.max_steps == 24
     assert protocol["tabletop"]["object_jitter"] == CONFIG.object_jitter
 
 

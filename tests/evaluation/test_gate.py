@@ -9,6 +9,7 @@ import pytest
 from worldenv_jax.evaluation.gate import GateConfig, evaluate_gate
 
 JUDGE = {"auroc": 0.95, "false_positive_rate": 0.02, "calibration_error": 0.05}
+OUTCOMES = {"correlation": 0.6}
 CONFIG = GateConfig(copy_margin_success=3.0, copy_margin_failure=1.5, true_auroc=0.9, imagined_auroc=0.85)
 
 
@@ -24,15 +25,15 @@ def simulator_figures(success=27.0, failure=25.0):
 
 
 def test_good_figures_pass():
-    result = evaluate_gate(simulator_figures(), {"true": JUDGE, "imagined": JUDGE}, CONFIG)
+    result = evaluate_gate(simulator_figures(), {"true": JUDGE, "imagined": JUDGE}, OUTCOMES, CONFIG)
     assert result.passed
-    assert len(result.rows) == 10
+    assert len(result.rows) == 11
     assert result.rows[0].figure == pytest.approx(4.0)
 
 
 def test_refusal_lists_every_failed_row_and_the_flag():
     judges = {"true": JUDGE, "imagined": {**JUDGE, "auroc": 0.71, "false_positive_rate": 0.4}}
-    result = evaluate_gate(simulator_figures(failure=23.5), judges, CONFIG)
+    result = evaluate_gate(simulator_figures(failure=23.5), judges, OUTCOMES, CONFIG)
     assert not result.passed
     message = result.refusal()
     assert "PSNR above copy-last-frame, failure episodes: 0.5 dB, must be at least 1.5 dB" in message
@@ -45,13 +46,13 @@ def test_refusal_lists_every_failed_row_and_the_flag():
 def test_what_was_not_measured_fails():
     figures = simulator_figures()
     figures["success"]["simulator"]["psnr"] = None
-    result = evaluate_gate(figures, {"true": JUDGE}, CONFIG)
-    assert sum(not row.passed for row in result.rows) == 2 + 3
+    result = evaluate_gate(figures, {"true": JUDGE}, {"correlation": None}, CONFIG)
+    assert sum(not row.passed for row in result.rows) == 2 + 3 + 1
     assert "AUROC, imagined frames: not measured" in result.refusal()
     assert json.loads(json.dumps(result.to_dict(), allow_nan=False))["rows"][0]["figure"] is None
 
 
 def test_every_threshold_is_used():
-    good = evaluate_gate(simulator_figures(), {"true": JUDGE, "imagined": JUDGE}, GateConfig())
+    good = evaluate_gate(simulator_figures(), {"true": JUDGE, "imagined": JUDGE}, OUTCOMES, GateConfig())
     thresholds = {row.threshold for row in good.rows}
     assert thresholds == {getattr(GateConfig(), field.name) for field in dataclasses.fields(GateConfig)}

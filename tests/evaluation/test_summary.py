@@ -44,6 +44,8 @@ def test_pooling_over_seeds():
     assert [row["variant"] for row in rows] == ["full", "binary judge"]
     assert rows[0]["before"]["mean"] == pytest.approx(190 / 400)
     assert rows[0]["after"]["mean"] == pytest.approx(290 / 400)
+    alone = summary.success_rate(145, 200)  # the same 200 starts twice are not 400 starts
+    assert [rows[0]["after"][name] for name in ("low", "high")] == pytest.approx([alone["low"], alone["high"]])
     assert rows[0]["difference_per_seed"] == pytest.approx([0.2, 0.3])
     assert rows[0]["apart"]
     assert "binary judge" in summary.aggregate_table(rows)

@@ -156,8 +156,9 @@ def aggregate(summaries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
       summaries: contents of summary.json files; the entry "variant" (default "full") names the ablation.
 
     Returns:
-      Rows {"variant", "seeds", "before", "after", "difference", "difference_per_seed", "apart"}: rates pooled over the
-      seeds' episodes with Wilson intervals; "apart" says that the interval after lies above the one before.
+      Rows {"variant", "seeds", "before", "after", "difference", "difference_per_seed", "apart"}: mean rates over the
+      seeds, with Wilson intervals for the starts of one run, which all seeds share; "apart" says
+      that the interval after lies above the one before.
 
     Raises:
       ValueError: runs measured by different protocols, which must not be pooled.
@@ -218,5 +219,8 @@ def _aggregate_variant(variant: str, runs: Sequence[Mapping[str, Any]]) -> dict[
 
 
 def _pool(rates: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    successes = sum(round(rate["mean"] * rate["episodes"]) for rate in rates)
-    return success_rate(successes, sum(rate["episodes"] for rate in rates))
+    """The mean rate; every seed is tested on the same starts, so the interval is as wide as that of one run."""
+    episodes = min(rate["episodes"] for rate in rates)
+    mean = float(np.mean([rate["mean"] for rate in rates]))
+    low, high = wilson_interval(mean * episodes, episodes)
+    return {"mean": mean, "low": low, "high": high, "episodes": sum(rate["episodes"] for rate in rates)}

@@ -13,6 +13,7 @@ import numpy as np
 from worldenv_jax import files
 from worldenv_jax.configs import ExperimentConfig
 from worldenv_jax.data.episodes import Episode
+from worldenv_jax.evaluation.agreement import imagination_agreement
 from worldenv_jax.evaluation.gate import GateResult, evaluate_gate
 from worldenv_jax.evaluation.reflector_quality import calibration_figures
 from worldenv_jax.evaluation.strips import Strip, draw_strip, merge_views, save_image
@@ -66,10 +67,18 @@ def measure_gate(
         kind: calibration_figures(probability, labels, valid, config.rollout.threshold)
         for kind, probability in judged.items()
     }
-    result = evaluate_gate(figures, reflector, config.gate)
+    verdicts = ((judged["imagined"] > config.rollout.threshold) & valid).any(1)
+    outcomes = imagination_agreement(verdicts, succeeded)
+    result = evaluate_gate(figures, reflector, outcomes, config.gate)
     files.write_json(
         workdir / "gate.json",
-        {**result.to_dict(), "simulator": figures, "reflector": reflector, "action_sensitivity": sensitivity},
+        {
+            **result.to_dict(),
+            "simulator": figures,
+            "reflector": reflector,
+            "outcomes": outcomes,
+            "action_sensitivity": sensitivity,
+        },
     )
     _draw_strips(config, workdir, episodes, imagined, judged["imagined"])
     return result

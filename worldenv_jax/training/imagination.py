@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 
 from worldenv_jax import files
 from worldenv_jax.checkpoints import Checkpointer
@@ -24,7 +23,7 @@ from worldenv_jax.data.rlds import add_episodes
 from worldenv_jax.envs.base import Environment
 from worldenv_jax.evaluation.agreement import imagination_agreement
 from worldenv_jax.evaluation.strips import Strip, draw_strip, draw_video, merge_views, save_image, save_video
-from worldenv_jax.mesh import own_rows, shard_batch, shard_state, shardings
+from worldenv_jax.mesh import own_rows, shard_batch, shard_state, shardings, split_rows
 from worldenv_jax.metrics import make_writer
 from worldenv_jax.policy import laplace_log_prob, policy_distribution
 from worldenv_jax.rollout import RolloutParams
@@ -85,8 +84,7 @@ def post_train(
         state, metrics = update(state, jax.random.fold_in(key, 1), rollout)
         return state, {**metrics, "extra_rollouts": jnp.float32(extra)}
 
-    everywhere = jax.device_put(held_out, NamedSharding(mesh, PartitionSpec()))
-    estimate = make_estimate(config, models, world, everywhere)
+    estimate = make_estimate(config, models, world, split_rows(held_out, mesh))
     with (
         jax.set_mesh(mesh),
         workdir.timed(stage),
@@ -142,7 +140,8 @@ def measure_agreement(
     policy = models.policy(config.post_training.scale_factor)
     imagine = make_imagine(policy, world.simulator, world.reflector, config.rollout)
     roll = RolloutParams(params, world.simulator_params, world.reflector_params)
-    rollout = jax.device_get(imagine(roll, jax.random.key(config.seed + 22), models.starts(episodes)))
+    starts = split_rows(models.starts(episodes), mesh_from_config(config.mesh))
+    rollout = jax.device_get(imagine(roll, jax.random.key(config.seed + 22), starts))
     actions = executed_actions(models, rollout)
     specs = [EpisodeSpec(e.task, e.seed, e.split, e.starts) for e in episodes]
     frames, success = replay_in_environment(environment, specs, actions)

@@ -102,14 +102,16 @@ def run_stage(
     writer.resume(first)
     progress = Progress(name, num_steps, first)
     pending: list[Mapping[str, Any]] = []
-    since = time.monotonic()
+    since, on_cpu = time.monotonic(), jax.default_backend() == "cpu"
     try:
         with StopSignal() as stop:
             for step in range(first + 1, num_steps + 1):
                 state, metrics = train_step(state, batch_fn(step - 1))
-                if pending:  # at most two steps are under way: bounded memory, and an honest progress bar
+                # At most two steps are under way: bounded memory, and an honest progress bar. On a CPU one, because
+                # programs that overlap on simulated devices can wait for each other forever.
+                if pending and not on_cpu:
                     jax.block_until_ready(pending[-1])
-                pending.append(metrics)
+                pending.append(jax.block_until_ready(metrics) if on_cpu else metrics)
                 progress.update(step)
                 last, stopped = step == num_steps, stop.received(step)
                 save = last or stopped is not None or step % save_every == 0

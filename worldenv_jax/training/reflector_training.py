@@ -16,6 +16,7 @@ from worldenv_jax.configs import ExperimentConfig
 from worldenv_jax.data.episodes import Episode
 from worldenv_jax.data.windows import BatchSampler, ReflectorWindows
 from worldenv_jax.evaluation.reflector_quality import choose_threshold, fit_temperature
+from worldenv_jax.mesh import split_rows
 from worldenv_jax.reflector import init_reflector, reflector_loss
 from worldenv_jax.rollout import RolloutConfig, RolloutParams, imagine_rollout
 from worldenv_jax.simulator import check_actions
@@ -23,7 +24,7 @@ from worldenv_jax.training.models import Models, take_rows
 from worldenv_jax.training.workdir import Workdir, mesh_from_config, run_training
 from worldenv_jax.types import Array, Params, Prediction, ReflectorFns, Rollout, Starts, Text
 
-REPLAY_BATCH = 32  # episodes replayed or judged at once
+REPLAY_BATCH = 64  # episodes replayed or judged at once
 
 # (params, episodes, steps N) -> (R float32 [E, N], mask bool [E, N])
 JudgeFn = Callable[[Params, Sequence[Episode], int], tuple[np.ndarray, np.ndarray]]
@@ -95,6 +96,7 @@ def make_judge(models: Models, batch: int) -> JudgeFn:
       episode, N rounded up to whole chunks, and the mask bool [E, N]. R is 0 past an episode's end.
     """
     chunk, reflector = models.config.policy.chunk, models.reflector
+    mesh = mesh_from_config(models.config.mesh)
 
     @jax.jit
     def judge(params, starts, frames):
@@ -111,8 +113,8 @@ def make_judge(models: Models, batch: int) -> JudgeFn:
         for first in range(0, len(episodes), batch):
             part = list(episodes[first : first + batch])
             rows = np.minimum(np.arange(batch), len(part) - 1)
-            starts = take_rows(models.starts(part), rows)
-            results.append(np.asarray(judge(params, starts, frames[first + rows]))[: len(part)])
+            starts, images = split_rows((take_rows(models.starts(part), rows), frames[first + rows]), mesh)
+            results.append(np.asarray(judge(params, starts, images))[: len(part)])
         return np.concatenate(results) * valid, valid
 
     return judge_all
@@ -157,14 +159,14 @@ def replay_episodes(
     Raises:
       WorldEnvError: frames, cameras or actions that the simulator cannot replay.
     """
-    replay = make_replay(models, num_chunks)
+    replay, mesh = make_replay(models, num_chunks), mesh_from_config(models.config.mesh)
     results: list[Episode] = []
     keys = jax.random.split(key, len(episodes))
     for first in range(0, len(episodes), REPLAY_BATCH):
         part = list(episodes[first : first + REPLAY_BATCH])
         rows = np.minimum(np.arange(REPLAY_BATCH), len(part) - 1)  # the last part is padded: one compilation
         normalised = recorded_chunks(models, part, num_chunks)[rows]
-        starts = take_rows(models.starts(part), rows)
+        starts, normalised = split_rows((take_rows(models.starts(part), rows), normalised), mesh)
         rollout = replay(params, keys[first + rows], starts, normalised)
         frames, proprio = np.asarray(rollout.frames), np.asarray(rollout.proprio)
         results += [_imagined(episode, frames[i], proprio[i]) for i, episode in enumerate(part)]

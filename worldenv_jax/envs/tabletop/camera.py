@@ -6,9 +6,9 @@ OpenCV conventions: camera axes x right, y down, z forward; the centre of pixel 
 
 import numpy as np
 
-EYE = np.array([0.46, 0.0, 0.62])  # m
-LOOK_AT = np.array([-0.005, 0.0, 0.03])  # m
-FIELD_OF_VIEW = np.deg2rad(37.0)
+EYE = np.array([0.36, 0.0, 0.48])  # m
+LOOK_AT = np.array([-0.005, 0.0, 0.035])  # m
+FIELD_OF_VIEW = np.deg2rad(35.5)
 
 
 def intrinsics(image_size: int) -> np.ndarray:

@@ -38,16 +38,16 @@ class Receptacle:
 
 
 OBJECTS = (
-    Object("red box", BOX, 0.022, 0.022, (0.86, 0.10, 0.10), (0.14, -0.145)),
-    Object("green box", BOX, 0.022, 0.022, (0.10, 0.62, 0.16), (0.03, 0.07)),
-    Object("blue cylinder", CYLINDER, 0.022, 0.026, (0.10, 0.28, 0.90), (0.03, -0.07)),
-    Object("yellow ball", SPHERE, 0.024, 0.024, (0.98, 0.84, 0.08), (0.14, 0.0)),
-    Object("purple cylinder", CYLINDER, 0.022, 0.022, (0.62, 0.16, 0.72), (0.14, 0.145)),
+    Object("red box", BOX, 0.022, 0.022, (0.86, 0.10, 0.10), (0.09, -0.105)),
+    Object("green box", BOX, 0.022, 0.022, (0.10, 0.62, 0.16), (0.015, 0.06)),
+    Object("blue cylinder", CYLINDER, 0.022, 0.026, (0.10, 0.28, 0.90), (0.015, -0.06)),
+    Object("yellow ball", SPHERE, 0.024, 0.024, (0.98, 0.84, 0.08), (0.09, 0.0)),
+    Object("purple cylinder", CYLINDER, 0.022, 0.022, (0.62, 0.16, 0.72), (0.09, 0.105)),
 )
 
 RECEPTACLES = (
-    Receptacle("white plate", "on", CYLINDER, 0.055, 0.008, 0.008, 0.0, (0.97, 0.97, 0.97), (-0.12, -0.10)),
-    Receptacle("brown tray", "in", BOX, 0.055, 0.006, 0.020, 0.005, (0.52, 0.31, 0.14), (-0.12, 0.10)),
+    Receptacle("white plate", "on", CYLINDER, 0.05, 0.008, 0.008, 0.0, (0.97, 0.97, 0.97), (-0.09, -0.07)),
+    Receptacle("brown tray", "in", BOX, 0.05, 0.006, 0.020, 0.005, (0.52, 0.31, 0.14), (-0.09, 0.07)),
 )
 
 INSTRUCTIONS = tuple(
@@ -64,7 +64,7 @@ class TabletopConfig:
     """
 
     image_size: int = 64  # pixels, square
-    max_steps: int = 32  # commands per episode
+    max_steps: int = 24  # commands per episode
     aftermath_steps: int = 4  # frames that an expert episode keeps after its first success
     control_hz: float = 20.0
     substeps: int = 4  # contact resolutions per command
@@ -73,18 +73,18 @@ class TabletopConfig:
     rotation_gain: float = 0.3  # rad per command of 1
     finger_speed: float = 0.015  # m per command, each finger
     finger_travel: float = 0.04  # m, position of an open finger
-    hand_low: tuple[float, float, float] = (-0.22, -0.22, 0.02)
-    hand_high: tuple[float, float, float] = (0.22, 0.22, 0.25)
+    hand_low: tuple[float, float, float] = (-0.16, -0.16, 0.02)
+    hand_high: tuple[float, float, float] = (0.16, 0.16, 0.22)
     tilt_limit: float = 0.35  # rad between the hand and straight down
 
     grasp_along: float = 0.022  # m, largest miss along the finger pads that friction still holds
     grasp_height: float = 0.02  # m, largest difference of height between hand and object
     push_limit: float = 0.012  # m per substep that a contact can move an object
-    table_limit: float = 0.23  # m, objects stay on the table
+    table_limit: float = 0.17  # m, objects stay on the table
 
     object_jitter: float = 0.02  # m, uniform on each axis
     receptacle_jitter: float = 0.015  # m
     box_yaw_jitter: float = 0.2  # rad
-    hand_home: tuple[float, float, float] = (-0.05, 0.0, 0.18)
-    hand_jitter: tuple[float, float, float] = (0.03, 0.03, 0.015)
+    hand_home: tuple[float, float, float] = (-0.03, 0.0, 0.15)
+    hand_jitter: tuple[float, float, float] = (0.02, 0.02, 0.01)
     hand_yaw_jitter: float = 0.15  # rad

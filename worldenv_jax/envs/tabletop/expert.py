@@ -56,7 +56,7 @@ class ExpertRollout(NamedTuple):
 
 def expert_style(key: Array) -> ExpertStyle:
     """Draws a style."""
-    low = jnp.array([0.8, 0.060, 0.070, 0.004, -0.004, -0.004, -0.002, -0.012, -0.012])
+    low = jnp.array([0.9, 0.060, 0.070, 0.004, -0.004, -0.004, -0.002, -0.012, -0.012])
     high = jnp.array([1.0, 0.085, 0.090, 0.012, 0.004, 0.004, 0.006, 0.012, 0.012])
     draw = jax.random.uniform(key, low.shape, minval=low, maxval=high)
     return ExpertStyle(*draw[:4], grasp_offset=draw[4:7], place_offset=draw[7:])

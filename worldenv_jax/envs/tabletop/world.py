@@ -16,6 +16,7 @@ from worldenv_jax.types import Array
 RADIUS = np.array([thing.radius for thing in OBJECTS], np.float32)
 HALF_HEIGHT = np.array([thing.half_height for thing in OBJECTS], np.float32)
 FLOOR = np.array([place.floor for place in RECEPTACLES], np.float32)
+CLEARANCE = 0.004  # m between bodies at the start of an episode; where a draw leaves less, its offsets are halved
 REST_SPEED = 0.02  # m/s; slower is at rest
 REST_GAP = 0.003  # m; higher above the floor is not resting on it
 
@@ -48,10 +49,12 @@ def start_state(config: TabletopConfig, task: Array, split: Array, seed: Array) 
     for number in (split, task, seed):
         key = jax.random.fold_in(key, number)
     key_object, key_place, key_yaw, key_hand, key_heading = jax.random.split(key, 5)
-    offset = jax.random.uniform(key_object, (len(OBJECTS), 2), minval=-1.0, maxval=1.0) * config.object_jitter
-    xy = jnp.array([thing.home for thing in OBJECTS]) + offset
-    offset = jax.random.uniform(key_place, (len(RECEPTACLES), 2), minval=-1.0, maxval=1.0)
-    places = jnp.array([place.home for place in RECEPTACLES]) + offset * config.receptacle_jitter
+    shift = jax.random.uniform(key_object, (len(OBJECTS), 2), minval=-1.0, maxval=1.0) * config.object_jitter
+    shift_place = jax.random.uniform(key_place, (len(RECEPTACLES), 2), minval=-1.0, maxval=1.0)
+    shift_place *= config.receptacle_jitter
+    homes, place_homes = (jnp.array([body.home for body in bodies]) for bodies in (OBJECTS, RECEPTACLES))
+    share = jnp.where(_crowded(homes + shift, place_homes + shift_place), 0.5, 1.0)
+    xy, places = homes + share * shift, place_homes + share * shift_place
     is_box = jnp.array([thing.shape == BOX for thing in OBJECTS], jnp.float32)
     yaw = jax.random.uniform(key_yaw, (len(OBJECTS),), minval=-1.0, maxval=1.0) * config.box_yaw_jitter * is_box
     hand = jax.random.uniform(key_hand, (3,), minval=-1.0, maxval=1.0) * jnp.array(config.hand_jitter)
@@ -68,6 +71,14 @@ def start_state(config: TabletopConfig, task: Array, split: Array, seed: Array) 
         object_yaw=yaw,
         receptacle_position=places,
     )
+
+
+def _crowded(xy: Array, places: Array) -> Array:
+    """bool []: some object nearly touches another one or a receptacle; objects [N, 2], receptacles [M, 2]."""
+    distance = jnp.linalg.norm(xy[:, None] - xy + 1e-9, axis=-1) + jnp.eye(len(OBJECTS))
+    reach = np.array([place.radius for place in RECEPTACLES]) + RADIUS[:, None]
+    beside = jnp.abs(xy[:, None] - places).max(-1) < reach + CLEARANCE
+    return (distance < RADIUS + RADIUS[:, None] + CLEARANCE).any() | beside.any()
 
 
 def target(state: TabletopState) -> tuple[Array, Array]:
