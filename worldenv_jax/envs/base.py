@@ -7,6 +7,7 @@ slot as soon as its episode has ended.
 """
 
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -38,6 +39,24 @@ class EpisodeError(RuntimeError):
         where, text = next(iter(failed.items()))
         super().__init__(f"{len(failed)} episode(s) could not be run; the first, number {where}:\n{text}")
         self.failed, self.done = failed, done
+
+
+def choose_episode(waiting: Sequence[int], tasks: Sequence[int], slot: int, held: dict[int, int]) -> int:
+    """Which of the waiting episodes a slot takes, such that it changes its task rarely (LIBERO loads a new scene then).
+
+    Args:
+      waiting: positions in `tasks`, not empty.
+      tasks: the task of every episode.
+      slot: who asks.
+      held: slot -> the task of its last episode.
+
+    Returns:
+      the first episode of the slot's own task, else of a task that no other slot has, else the first.
+    """
+    others = {task for other, task in held.items() if other != slot}
+    own = (position for position in waiting if tasks[position] == held.get(slot))
+    free = (position for position in waiting if tasks[position] not in others)
+    return next(chain(own, free, waiting))
 
 
 def split_slots(slots: Sequence[int], frames: Frames) -> dict[int, Frames]:
@@ -73,12 +92,15 @@ class Environment(Protocol):
     def start_state(self, slot: int) -> dict[str, np.ndarray]:
         """The true state at the start of the slot's episode: enough to begin it again (`EpisodeSpec` is, too)."""
 
-    def expert_episodes(self, specs: Sequence[EpisodeSpec], noise: float) -> Iterator[Episode | EpisodeError]:
+    def expert_episodes(
+        self, specs: Sequence[EpisodeSpec], noise: float, draw: bool = True
+    ) -> Iterator[Episode | EpisodeError]:
         """Scripted demonstrations, recorded with every frame, in the order of `specs`, successful or not.
 
         One that could not be run has an EpisodeError in its place.
 
-        `noise` is the scale of Laplace noise on the six deltas; the recorded actions are the executed ones.
+        `noise` is the scale of Laplace noise on the six deltas; the recorded actions are the executed ones. Without
+        `draw` a world in which drawing is slow leaves images and cameras without views (V = 0).
         """
 
     def close(self) -> None:

@@ -6,7 +6,6 @@ of slots, nor on the other episodes. An episode whose world failed (`EpisodeErro
 neither a success nor a failure of the policy.
 """
 
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -14,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from worldenv_jax.data.episodes import Episode
-from worldenv_jax.envs.base import Environment, EpisodeError, Frames, split_slots
+from worldenv_jax.envs.base import Environment, EpisodeError, Frames, choose_episode, split_slots
 from worldenv_jax.types import EpisodeSpec
 
 # (images uint8 [n, V, H, W, 3], proprio float32 [n, 8], specs, chunk number of each) -> environment actions [n, K, 7]
@@ -68,19 +67,23 @@ def run_episodes(
       noise: the exploration scale factor, written into recorded episodes.
       after_success: steps to go on after the first success (the judge must see what can happen then).
     """
-    waiting = deque(enumerate(specs))
+    waiting, tasks = list(range(len(specs))), [spec.task for spec in specs]
     running: dict[int, _Running] = {}
+    held: dict[int, int] = {}  # slot -> the task of its last episode
     while waiting or running:
         free = [slot for slot in range(environment.num_slots) if slot not in running][: len(waiting)]
         if free:
-            fresh = {slot: waiting.popleft() for slot in free}
-            done, failed = _split(environment.reset, free, [spec for _, spec in fresh.values()])
+            fresh = {}
+            for slot in free:
+                fresh[slot] = choose_episode(waiting, tasks, slot, held)
+                waiting.remove(fresh[slot])
+                held[slot] = tasks[fresh[slot]]
+            done, failed = _split(environment.reset, free, [specs[index] for index in fresh.values()])
             for slot, frames in done.items():
                 start = environment.start_state(slot) if record else {}
-                running[slot] = _Running(*fresh[slot], start, [frames])
+                running[slot] = _Running(fresh[slot], specs[fresh[slot]], start, [frames])
             for slot, text in failed.items():
-                index, spec = fresh[slot]
-                yield index, Outcome(spec, None, None, error=text)
+                yield fresh[slot], Outcome(specs[fresh[slot]], None, None, error=text)
             continue  # a slot whose start failed takes the next episode at once
         slots = sorted(running)
         newest = [running[slot].frames[-1] for slot in slots]

@@ -108,7 +108,9 @@ class LiberoEnvironment:
         """
         return self._starts[slot]
 
-    def expert_episodes(self, specs: Sequence[EpisodeSpec], noise: float) -> Iterator[Episode | EpisodeError]:
+    def expert_episodes(
+        self, specs: Sequence[EpisodeSpec], noise: float, draw: bool = True
+    ) -> Iterator[Episode | EpisodeError]:
         """Scripted demonstrations, recorded with every frame, in the order of `specs`, successful or not.
 
         One that could not be run has an EpisodeError in its place. Running episodes in the slots are lost.
@@ -116,13 +118,14 @@ class LiberoEnvironment:
         Args:
           specs: which episodes; an episode's noise is a function of its spec.
           noise: scale of Laplace noise on the six deltas; the recorded actions are the executed ones.
+          draw: whether there are pictures; without, images and cameras have no views (V = 0): 4 times faster.
 
         Raises:
           ValueError: a spec that the protocol does not define.
         """
         for spec in specs:
             check_spec(spec, self._rules, len(self.instructions))
-        requests = [("demonstrate", spec, float(noise), self.after_success) for spec in specs]
+        requests = [("demonstrate", spec, float(noise), self.after_success, draw) for spec in specs]
         replies = self._pool.map(requests, [spec.task for spec in specs])
         for position, (spec, (status, value)) in enumerate(zip(specs, replies)):
             if status == "failed":

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from worldenv_jax.envs.base import choose_episode
 from worldenv_jax.types import ACTION_DIM
 
 _TIME_LIMIT = 900.0  # seconds for one request; an episode with every frame takes about a minute on a busy core
@@ -162,24 +163,24 @@ class WorkerPool:
             (done if status == "done" else failed)[slot] = value
         return done, failed
 
-    def map(self, requests: Sequence[tuple], groups: Sequence) -> Iterator[tuple[str, Any]]:
+    def map(self, requests: Sequence[tuple], tasks: Sequence[int]) -> Iterator[tuple[str, Any]]:
         """("done", result) or ("failed", traceback) of independent requests in their order, all slots busy.
 
         Args:
           requests: what to do.
-          groups: one label per request; a slot stays with its label while it can (changing the task costs seconds).
+          tasks: of every request; a slot stays with its task while it can (changing it costs seconds).
         """
         waiting = list(range(len(requests)))
-        running, ready, label = {}, {}, {}
+        running, ready, held = {}, {}, {}
         try:
             for index in range(len(requests)):
                 while index not in ready:
                     for slot in set(range(len(self._slots))) - running.keys():
                         near = [i for i in waiting if i < index + _LOOK_AHEAD * len(self._slots)]
                         if near:
-                            job = _choose(near, groups, slot, label)
+                            job = choose_episode(near, tasks, slot, held)
                             waiting.remove(job)
-                            running[slot], label[slot] = job, groups[job]
+                            running[slot], held[slot] = job, tasks[job]
                             self._slots[slot].send(requests[job])
                     slot, reply = self._next_reply()
                     ready[running.pop(slot)] = reply
@@ -201,11 +202,3 @@ class WorkerPool:
                 self.restarts += slot.deaths > deaths
                 if reply is not None:
                     return busy[connection], reply
-
-
-def _choose(waiting: list[int], groups: Sequence, slot: int, label: dict) -> int:
-    """A job of the slot's own group, else of a group that no other slot has, else the first."""
-    held = {group for other, group in label.items() if other != slot}
-    own = [job for job in waiting if groups[job] == label.get(slot)]
-    free = [job for job in waiting if groups[job] not in held]
-    return next(iter(own or free or waiting))

@@ -94,8 +94,8 @@ class TabletopEnvironment:
             raise ValueError(f"no episode was started in slot {slot}; call reset first")
         return dict(self._starts[slot])
 
-    def expert_episodes(self, specs: Sequence[EpisodeSpec], noise: float) -> Iterator[Episode]:
-        """Yields one recorded expert episode per spec, cut `aftermath_steps` after the first success."""
+    def expert_episodes(self, specs: Sequence[EpisodeSpec], noise: float, draw: bool = True) -> Iterator[Episode]:
+        """Yields one recorded expert episode per spec, cut `aftermath_steps` after the first success; always drawn."""
         if not 0.0 <= noise < np.inf:
             raise ValueError(f"noise must be a finite scale >= 0, got {noise}")
         for begin in range(0, len(specs), self.num_slots):
