@@ -55,6 +55,7 @@ def run_episodes(
     actor: str = "policy",
     noise: float = 0.0,
     after_success: int = 0,
+    max_steps: int | None = None,
 ) -> Iterator[tuple[int, Outcome]]:
     """Runs every episode of `specs` once and yields (position in specs, outcome) as episodes end.
 
@@ -66,7 +67,9 @@ def run_episodes(
       actor: written into recorded episodes.
       noise: the exploration scale factor, written into recorded episodes.
       after_success: steps to go on after the first success (the judge must see what can happen then).
+      max_steps: the limit; by default the environment's.
     """
+    max_steps = max_steps or environment.max_steps
     waiting, tasks = list(range(len(specs))), [spec.task for spec in specs]
     running: dict[int, _Running] = {}
     held: dict[int, int] = {}  # slot -> the task of its last episode
@@ -95,10 +98,10 @@ def run_episodes(
             lost = running.pop(slot)
             yield lost.index, Outcome(lost.spec, None, None, error=text)
         for slot, frames in done.items():
-            _advance(running[slot], frames, executed[slot], environment.max_steps, record)
-            if _ended(running[slot], environment.max_steps, after_success):
+            _advance(running[slot], frames, executed[slot], max_steps, record)
+            if _ended(running[slot], max_steps, after_success):
                 ended = running.pop(slot)
-                yield ended.index, _outcome(ended, environment, record, actor, noise, after_success)
+                yield ended.index, _outcome(ended, environment, record, actor, noise, after_success, max_steps)
 
 
 def _split(call: Callable[..., Frames], slots: list[int], *arguments) -> tuple[dict[int, Frames], dict[int, str]]:
@@ -126,13 +129,19 @@ def _ended(run: _Running, max_steps: int, after_success: int) -> bool:
 
 
 def _outcome(
-    run: _Running, environment: Environment, record: bool, actor: str, noise: float, after_success: int
+    run: _Running,
+    environment: Environment,
+    record: bool,
+    actor: str,
+    noise: float,
+    after_success: int,
+    max_steps: int,
 ) -> Outcome:
     success = run.first_success is not None
-    steps = run.first_success if success else environment.max_steps
+    steps = run.first_success if success else max_steps
     if not record:
         return Outcome(run.spec, success, steps, holds=run.holds)
-    length = min(steps + after_success, environment.max_steps) if success else environment.max_steps
+    length = min(steps + after_success, max_steps) if success else max_steps
     join = lambda leaves: np.concatenate(leaves)[: length + 1]
     episode = Episode(
         images=join([f.images for f in run.frames]),

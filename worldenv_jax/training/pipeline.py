@@ -49,7 +49,6 @@ from worldenv_jax.types import Array, EpisodeSpec, GeometryFn, Params, Statistic
 POLICIES = {"before": "policy", "after": "post_trained", "after_true": "post_trained_true"}
 REFERENCES = ("replay", "expert")  # one demonstration per task repeated blindly; the scripted expert
 
-REPLAYED = 40  # actions at a time: replay is blind, and every chunk ends with a picture
 AGREEMENT_STARTS = 64  # imagined trajectories that are replayed in the true world
 
 
@@ -250,7 +249,7 @@ def _replay_actor(run: Run) -> ActFn:
     missing = set(range(run.config.environment.tasks)) - demonstrations.keys()
     if missing:
         raise WorldEnvError(f"no demonstration of tasks {sorted(missing)}: run experiments/collect.py first")
-    return replay_actor(demonstrations, REPLAYED)
+    return replay_actor(lambda spec: demonstrations[spec.task])
 
 
 def evaluate_before(run: Run) -> None:
