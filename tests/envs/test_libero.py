@@ -246,9 +246,9 @@ def test_bad_actions_and_specs_are_refused(environment):
 class WorldWithACrashingTask(LiberoEnvironment):
     """Task 1 asks its worker for something that raises, at the second chunk."""
 
-    def reset(self, slots, specs):
+    def begin(self, slots, specs):
         self.tasks = getattr(self, "tasks", {}) | {slot: spec.task for slot, spec in zip(slots, specs)}
-        return super().reset(slots, specs)
+        super().begin(slots, specs)
 
     def step(self, slots, actions, every_frame):
         call = self._pool.call

@@ -4,14 +4,14 @@
 import numpy as np
 import pytest
 
-from worldenv_jax.envs.base import EpisodeError, Frames, split_slots
+from worldenv_jax.envs.base import EpisodeError, Frames, StartsAtOnce, split_slots
 from worldenv_jax.envs.runner import run_episodes
 from worldenv_jax.types import Camera, EpisodeSpec
 
 K = 4
 
 
-class CountingWorld:
+class CountingWorld(StartsAtOnce):
     """Each action adds its first number; the task is done while the sum is in [task, task + 3)."""
 
     name = "counting"

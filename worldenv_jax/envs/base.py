@@ -2,8 +2,8 @@
 """The one interface behind which both worlds stand: the embedded tabletop and the real LIBERO simulator.
 
 An environment has `num_slots` independent places in which an episode can run. The runner (`envs/runner.py`) puts an
-episode into a slot with `reset`, advances any subset of the slots by a chunk of actions with `step`, and refills a
-slot as soon as its episode has ended.
+episode into a slot with `begin`, advances any subset of the slots by a chunk of actions with `step`, and refills a
+slot as soon as its episode has ended; other slots are stepped meanwhile.
 """
 
 from collections.abc import Iterator, Sequence
@@ -64,6 +64,21 @@ def split_slots(slots: Sequence[int], frames: Frames) -> dict[int, Frames]:
     return {slot: jax.tree.map(lambda leaf, row=row: np.array(leaf[row]), frames) for row, slot in enumerate(slots)}
 
 
+class StartsAtOnce:
+    """`begin` and `begun` of a world whose `reset` takes no time."""
+
+    _beginning: tuple[Sequence[int], Sequence[EpisodeSpec]] = ((), ())
+
+    def begin(self, slots: Sequence[int], specs: Sequence[EpisodeSpec]) -> None:
+        """Remembers what to begin."""
+        self._beginning = (slots, specs)
+
+    def begun(self, wait: bool) -> dict[int, Frames]:
+        """Begins it."""
+        (slots, specs), self._beginning = self._beginning, ((), ())
+        return split_slots(slots, self.reset(slots, specs)) if slots else {}
+
+
 class Environment(Protocol):
     """A batch of episodes in a world that is not learned."""
 
@@ -78,6 +93,18 @@ class Environment(Protocol):
 
     def reset(self, slots: Sequence[int], specs: Sequence[EpisodeSpec]) -> Frames:
         """Starts one episode per slot; returns the first frames (k = 1, success [n, 1]).
+
+        Raises EpisodeError where some slots failed.
+        """
+
+    def begin(self, slots: Sequence[int], specs: Sequence[EpisodeSpec]) -> None:
+        """As `reset`, but does not wait; `begun` has the first frames. Other slots can be stepped meanwhile."""
+
+    def begun(self, wait: bool) -> dict[int, Frames]:
+        """The slots that have begun since the last call -> their first frames, without the axis n.
+
+        Args:
+          wait: for all that were told to begin; otherwise takes those that are ready.
 
         Raises EpisodeError where some slots failed.
         """

@@ -72,27 +72,32 @@ def run_episodes(
     max_steps = max_steps or environment.max_steps
     waiting, tasks = list(range(len(specs))), [spec.task for spec in specs]
     running: dict[int, _Running] = {}
+    starting: dict[int, int] = {}  # slot -> position in specs
     held: dict[int, int] = {}  # slot -> the task of its last episode
-    while waiting or running:
-        free = [slot for slot in range(environment.num_slots) if slot not in running][: len(waiting)]
+    while waiting or starting or running:
+        busy = running.keys() | starting.keys()
+        free = [slot for slot in range(environment.num_slots) if slot not in busy][: len(waiting)]
+        for slot in free:
+            starting[slot] = choose_episode(waiting, tasks, slot, held)
+            waiting.remove(starting[slot])
+            held[slot] = tasks[starting[slot]]
         if free:
-            fresh = {}
-            for slot in free:
-                fresh[slot] = choose_episode(waiting, tasks, slot, held)
-                waiting.remove(fresh[slot])
-                held[slot] = tasks[fresh[slot]]
-            done, failed = _split(environment.reset, free, [specs[index] for index in fresh.values()])
+            environment.begin(free, [specs[starting[slot]] for slot in free])
+        if starting:
+            done, failed = _split(environment.begun, not running)
             for slot, frames in done.items():
-                start = environment.start_state(slot) if record else {}
-                running[slot] = _Running(fresh[slot], specs[fresh[slot]], start, [frames])
+                index, start = starting.pop(slot), environment.start_state(slot) if record else {}
+                running[slot] = _Running(index, specs[index], start, [frames])
             for slot, text in failed.items():
-                yield fresh[slot], Outcome(specs[fresh[slot]], None, None, error=text)
-            continue  # a slot whose start failed takes the next episode at once
+                index = starting.pop(slot)
+                yield index, Outcome(specs[index], None, None, error=text)
+            if failed or not running:
+                continue  # a slot whose start failed takes the next episode at once
         slots = sorted(running)
         newest = [running[slot].frames[-1] for slot in slots]
         images, proprio = (np.stack([leaf[-1] for leaf in leaves]) for leaves in list(zip(*newest))[:2])
         actions = act(images, proprio, [running[s].spec for s in slots], [running[s].chunks for s in slots])
-        done, failed = _split(environment.step, slots, actions, record)
+        done, failed = _split(_step, environment, slots, actions, record)
         executed = dict(zip(slots, np.clip(actions, -1.0, 1.0)))
         for slot, text in failed.items():
             lost = running.pop(slot)
@@ -104,10 +109,14 @@ def run_episodes(
                 yield ended.index, _outcome(ended, environment, record, actor, noise, after_success, max_steps)
 
 
-def _split(call: Callable[..., Frames], slots: list[int], *arguments) -> tuple[dict[int, Frames], dict[int, str]]:
-    """Calls a method of the environment; returns slot -> its frames, and slot -> what went wrong there."""
+def _step(environment: Environment, slots: list[int], actions: np.ndarray, record: bool) -> dict[int, Frames]:
+    return split_slots(slots, environment.step(slots, actions, record))
+
+
+def _split(call: Callable[..., dict[int, Frames]], *arguments) -> tuple[dict[int, Frames], dict[int, str]]:
+    """Asks the environment; returns slot -> its frames, and slot -> what went wrong there."""
     try:
-        return split_slots(slots, call(slots, *arguments)), {}
+        return call(*arguments), {}
     except EpisodeError as error:
         return error.done, error.failed
 

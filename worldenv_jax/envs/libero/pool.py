@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
@@ -137,6 +137,7 @@ class WorkerPool:
     def __init__(self, size: int, arguments: Sequence[str]):
         self.restarts = 0
         self._slots = [_Slot(tuple(arguments)) for _ in range(size)]
+        self._replies: dict[int, tuple] = {}  # slot -> what nobody has collected yet
 
     def process_ids(self) -> list[int]:
         """Process id of every slot."""
@@ -155,13 +156,27 @@ class WorkerPool:
         Returns:
           slot -> result, for the requests that went well; slot -> traceback, for those that failed.
         """
-        for slot, request in requests.items():
-            self._slots[slot].send(request)
-        done, failed = {}, {}
-        for _ in requests:
-            slot, (status, value) = self._next_reply()
-            (done if status == "done" else failed)[slot] = value
-        return done, failed
+        self.send(requests)
+        return self.collect(requests, wait_for_all=True)
+
+    def send(self, requests: Mapping[int, tuple]) -> None:
+        """Sends one request to each of some slots. What a slot was still busy with is given up."""
+        for number, request in requests.items():
+            self._replies.pop(number, None)
+            if self._slots[number].request is not None:
+                self._slots[number].kill()
+            self._slots[number].send(request)
+
+    def collect(self, slots: Iterable[int], wait_for_all: bool) -> tuple[dict[int, Any], dict[int, str]]:
+        """Results of requests that were sent to some slots, as of `call`: of all, or of those that are ready."""
+        while missing := set(slots) - self._replies.keys():
+            reply = self._next_reply(patient=wait_for_all)
+            if reply is None:
+                break
+            self._replies[reply[0]] = reply[1]
+        replies = {slot: self._replies.pop(slot) for slot in set(slots) - missing}
+        done = {slot: value for slot, (status, value) in replies.items() if status == "done"}
+        return done, {slot: value for slot, (status, value) in replies.items() if status == "failed"}
 
     def map(self, requests: Sequence[tuple], tasks: Sequence[int]) -> Iterator[tuple[str, Any]]:
         """("done", result) or ("failed", traceback) of independent requests in their order, all slots busy.
@@ -170,6 +185,9 @@ class WorkerPool:
           requests: what to do.
           tasks: of every request; a slot stays with its task while it can (changing it costs seconds).
         """
+        for slot in self._slots:
+            if slot.request is not None:
+                slot.kill()
         waiting = list(range(len(requests)))
         running, ready, held = {}, {}, {}
         try:
@@ -181,7 +199,7 @@ class WorkerPool:
                             job = choose_episode(near, tasks, slot, held)
                             waiting.remove(job)
                             running[slot], held[slot] = job, tasks[job]
-                            self._slots[slot].send(requests[job])
+                            self.send({slot: requests[job]})
                     slot, reply = self._next_reply()
                     ready[running.pop(slot)] = reply
                 yield ready.pop(index)
@@ -189,11 +207,11 @@ class WorkerPool:
             for slot in running:
                 self._slots[slot].kill()
 
-    def _next_reply(self) -> tuple[int, tuple]:
-        """Waits for the next busy slot to finish; returns (slot, (status, value))."""
+    def _next_reply(self, patient: bool = True) -> tuple[int, tuple] | None:
+        """(slot, (status, value)) of the next busy slot to finish; None where none has and we are not `patient`."""
         while True:
             busy = {slot.connection: number for number, slot in enumerate(self._slots) if slot.request is not None}
-            readable = wait(list(busy), timeout=1.0)
+            readable = wait(list(busy), timeout=1.0 if patient else 0.0)
             late = [c for c, number in busy.items() if time.monotonic() > self._slots[number].deadline]
             for connection in readable or late:
                 slot = self._slots[busy[connection]]
@@ -202,3 +220,5 @@ class WorkerPool:
                 self.restarts += slot.deaths > deaths
                 if reply is not None:
                     return busy[connection], reply
+            if not (patient or readable or late):
+                return None

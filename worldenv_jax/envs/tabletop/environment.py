@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from worldenv_jax.data.episodes import Episode
-from worldenv_jax.envs.base import Frames
+from worldenv_jax.envs.base import Frames, StartsAtOnce
 from worldenv_jax.envs.protocol import SPLITS, check_spec, tabletop_protocol
 from worldenv_jax.envs.tabletop import camera
 from worldenv_jax.envs.tabletop.chunk import run_chunk
@@ -24,7 +24,7 @@ from worldenv_jax.envs.tabletop.world import TabletopState, proprioception, star
 from worldenv_jax.types import ACTION_DIM, Array, Camera, EpisodeSpec
 
 
-class TabletopEnvironment:
+class TabletopEnvironment(StartsAtOnce):
     """`num_slots` tables that are stepped together; see `envs.base.Environment` for the methods."""
 
     name = "tabletop"
