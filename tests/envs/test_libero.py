@@ -215,6 +215,21 @@ def test_a_killed_worker_changes_nothing(environment):
     assert environment.restarts == restarts + 1
 
 
+def test_a_slot_begins_while_another_steps(environment):
+    other_scene, actions = EpisodeSpec(2, 0), random_actions(1, 8)
+    alone = [environment.reset([1], [other_scene]), environment.reset([0], [EpisodeSpec(0, 0)])]
+    alone.append(environment.step([0], actions, every_frame=False))
+    environment.reset([0, 1], [EpisodeSpec(0, 0), EpisodeSpec(0, 0)])
+    environment.begin([1], [other_scene])
+    stepped = environment.step([0], actions, every_frame=False)
+    begun = environment.begun(wait=True)
+    assert begun.keys() == {1} and not environment.begun(wait=False)
+    for got, want in ((begun[1].images, alone[0].images[0]), (stepped.images, alone[2].images)):
+        np.testing.assert_array_equal(got, want)
+    environment.begin([1], [EpisodeSpec(0, 0)])  # given up by what comes next
+    assert next(environment.expert_episodes([EpisodeSpec(0, 1)], 0.0, draw=False)).images.shape[1] == 0
+
+
 def test_demonstrations_succeed_and_replay_to_the_bit(environment):
     specs = [EpisodeSpec(0, 1), EpisodeSpec(0, 0, "test", "official")]
     demonstrations = list(environment.expert_episodes(specs, noise=0.05))
