@@ -190,7 +190,7 @@ def test_references_stand_beside_a_policy_on_the_same_starts(straight, tmp_path,
 
 
 def test_recordings_replay_to_their_success_unless_a_convention_is_wrong(straight, capsys, monkeypatch):
-    assert run("replay", straight) == 0 and run("replay", straight, "--what=exploration") == 0
+    assert run("replay", straight) == 0 and run("replay", straight, "--recordings=exploration") == 0
     output = capsys.readouterr().out
     assert "2 of 2 recorded demonstrations" in output and "8 of 8 recorded exploration" in output
     step = TabletopEnvironment.step
