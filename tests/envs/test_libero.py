@@ -10,6 +10,7 @@ import pytest
 from worldenv_jax.data.episodes import episodes_equal, validate_episode
 from worldenv_jax.envs.base import EpisodeError
 from worldenv_jax.envs.libero import LiberoEnvironment, installation
+from worldenv_jax.envs.libero.cameras import outside_view
 from worldenv_jax.envs.runner import run_episodes
 from worldenv_jax.errors import WorldEnvError
 from worldenv_jax.types import EpisodeSpec
@@ -53,6 +54,7 @@ def random_actions(*shape: int) -> np.ndarray:
 
 def test_steps_are_to_the_bit_those_of_libero(simulation):
     actions = random_actions(30)
+    actions[:15, 2], actions[10:, 6] = -1, 1  # down to the table, where there are contacts, then close
     trajectories = []
     for step in (simulation.step, lambda action: simulation.env.step(np.float64(action))):
         simulation.begin(EpisodeSpec(TASK, 3, "test", "official"))
@@ -111,7 +113,19 @@ def test_an_episode_does_not_depend_on_the_one_before(simulation):
 def test_images_are_the_raw_frames_turned_by_180_degrees(simulation):
     simulation.begin(EpisodeSpec(TASK, 0))
     raw = simulation.env.sim.render(SIZE, SIZE, camera_name="agentview")
-    np.testing.assert_array_equal(simulation.images()[0], np.rot90(raw, 2))
+    np.testing.assert_array_equal(simulation.images(simulation.cameras)[0], np.rot90(raw, 2))
+
+
+def test_images_lack_nothing_that_is_in_the_picture(simulation):
+    """What is drawn without the shapes outside the view is to the bit what is drawn with them."""
+    simulation.begin(EpisodeSpec(TASK, 0))
+    for action in random_actions(12):
+        for _ in range(4):
+            simulation.step(action)
+        raw = [simulation.env.sim.render(SIZE, SIZE, camera_name=name) for name in simulation.cameras]
+        np.testing.assert_array_equal(simulation.images(simulation.cameras), np.rot90(raw, 2, axes=(1, 2)))
+        skipped = [outside_view(simulation.model, simulation.data, name).sum() for name in simulation.cameras]
+        assert min(skipped) > 5
 
 
 def segmentation(simulation: Simulation, camera: str) -> np.ndarray:
@@ -133,7 +147,7 @@ def test_cameras_project_meshes_onto_their_pixels(simulation, view):
     import mujoco
 
     simulation.begin(EpisodeSpec(TASK, 0))
-    camera, model, data = simulation.camera(), simulation.model, simulation.data
+    camera, model, data = simulation.camera(simulation.cameras), simulation.model, simulation.data
     pose, matrix = camera.pose[view].astype(np.float64), camera.intrinsics[view].astype(np.float64)
     mask = segmentation(simulation, simulation.cameras[view])
     errors = []
@@ -158,7 +172,7 @@ def test_cameras_project_meshes_onto_their_pixels(simulation, view):
 def test_wrist_camera_sees_the_grip_site_where_it_projects_to(simulation):
     """The point between the fingers lies on the middle column of the wrist view, in front of the camera."""
     simulation.begin(EpisodeSpec(TASK, 0, "test", "official"))
-    camera = simulation.camera()
+    camera = simulation.camera(simulation.cameras)
     point = simulation.proprio()[:3].astype(np.float64)
     for view, near in ((0, 1.5), (1, 0.3)):
         pose = camera.pose[view].astype(np.float64)
@@ -201,6 +215,21 @@ def test_a_killed_worker_changes_nothing(environment):
     assert environment.restarts == restarts + 1
 
 
+def test_a_slot_begins_while_another_steps(environment):
+    other_scene, actions = EpisodeSpec(2, 0), random_actions(1, 8)
+    alone = [environment.reset([1], [other_scene]), environment.reset([0], [EpisodeSpec(0, 0)])]
+    alone.append(environment.step([0], actions, every_frame=False))
+    environment.reset([0, 1], [EpisodeSpec(0, 0), EpisodeSpec(0, 0)])
+    environment.begin([1], [other_scene])
+    stepped = environment.step([0], actions, every_frame=False)
+    begun = environment.begun(wait=True)
+    assert begun.keys() == {1} and not environment.begun(wait=False)
+    for got, want in ((begun[1].images, alone[0].images[0]), (stepped.images, alone[2].images)):
+        np.testing.assert_array_equal(got, want)
+    environment.begin([1], [EpisodeSpec(0, 0)])  # given up by what comes next
+    assert next(environment.expert_episodes([EpisodeSpec(0, 1)], 0.0, draw=False)).images.shape[1] == 0
+
+
 def test_demonstrations_succeed_and_replay_to_the_bit(environment):
     specs = [EpisodeSpec(0, 1), EpisodeSpec(0, 0, "test", "official")]
     demonstrations = list(environment.expert_episodes(specs, noise=0.05))
@@ -232,9 +261,9 @@ def test_bad_actions_and_specs_are_refused(environment):
 class WorldWithACrashingTask(LiberoEnvironment):
     """Task 1 asks its worker for something that raises, at the second chunk."""
 
-    def reset(self, slots, specs):
+    def begin(self, slots, specs):
         self.tasks = getattr(self, "tasks", {}) | {slot: spec.task for slot, spec in zip(slots, specs)}
-        return super().reset(slots, specs)
+        super().begin(slots, specs)
 
     def step(self, slots, actions, every_frame):
         call = self._pool.call

@@ -4,14 +4,14 @@
 import numpy as np
 import pytest
 
-from worldenv_jax.envs.base import EpisodeError, Frames, split_slots
+from worldenv_jax.envs.base import EpisodeError, Frames, StartsAtOnce, split_slots
 from worldenv_jax.envs.runner import run_episodes
 from worldenv_jax.types import Camera, EpisodeSpec
 
 K = 4
 
 
-class CountingWorld:
+class CountingWorld(StartsAtOnce):
     """Each action adds its first number; the task is done while the sum is in [task, task + 3)."""
 
     name = "counting"
@@ -77,6 +77,31 @@ def test_recorded_episodes():
     assert first.noise == 1.5 and first.actor == "policy" and first.instruction == "one"
     assert never.environment == {"goal": 100}
     np.testing.assert_array_equal(never.actions[:, 0], 1.0)
+
+
+@pytest.mark.parametrize("slots,changes", [(1, 4), (2, 4), (4, 4), (3, 6)])
+def test_slots_stay_with_their_task(slots, changes):
+    """Four tasks, interleaved, of equal length: each is taken up once, or shared at the end (four over three slots)."""
+    world, last, taken_up = CountingWorld(slots), {}, []
+    reset = world.reset
+
+    def counting_reset(slots, specs):
+        taken_up.extend(spec.task for slot, spec in zip(slots, specs) if last.get(slot) != spec.task)
+        last.update(zip(slots, (spec.task for spec in specs)))
+        return reset(slots, specs)
+
+    world.reset, world.max_steps = counting_reset, K
+    specs = [EpisodeSpec(task, seed) for seed in range(6) for task in (6, 7, 5, 4)]
+    outcomes = dict(run_episodes(world, lambda *a: np.zeros((len(a[2]), K, 7)), specs))
+    assert sorted(outcomes) == list(range(24)) and all(outcomes[i].spec == spec for i, spec in enumerate(specs))
+    assert len(taken_up) <= changes and set(taken_up) == {4, 5, 6, 7}
+
+
+def test_a_limit_may_be_given():
+    act = lambda *a: np.clip(one_each_step(*a), -1, 1)
+    for limit, expected in ((6, (True, 6)), (5, (False, 5)), (None, (True, 6))):
+        outcome = dict(run_episodes(CountingWorld(1), act, [EpisodeSpec(6, 0)], max_steps=limit))[0]
+        assert (outcome.success, outcome.steps) == expected
 
 
 def test_success_past_the_limit_is_void():

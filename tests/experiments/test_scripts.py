@@ -189,6 +189,17 @@ def test_references_stand_beside_a_policy_on_the_same_starts(straight, tmp_path,
     assert f"before against expert: gained {gained}, lost" in capsys.readouterr().out
 
 
+def test_recordings_replay_to_their_success_unless_a_convention_is_wrong(straight, capsys, monkeypatch):
+    assert run("replay", straight) == 0 and run("replay", straight, "--recordings=exploration") == 0
+    output = capsys.readouterr().out
+    assert "2 of 2 recorded demonstrations" in output and "8 of 8 recorded exploration" in output
+    step = TabletopEnvironment.step
+    turned = np.array([1, 1, 1, 1, 1, 1, -1], np.float32)  # the gripper opens where it closed
+    monkeypatch.setattr(TabletopEnvironment, "step", lambda self, slots, a, every: step(self, slots, a * turned, every))
+    assert run("replay", straight) == 1
+    assert "replayed: failure" in capsys.readouterr().out
+
+
 def test_a_task_that_crashes_is_an_error_and_never_0_percent(straight, tmp_path, capsys, monkeypatch):
     workdir = without_evaluations(straight, tmp_path / "run")
     reset = TabletopEnvironment.reset

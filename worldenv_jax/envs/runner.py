@@ -6,7 +6,6 @@ of slots, nor on the other episodes. An episode whose world failed (`EpisodeErro
 neither a success nor a failure of the policy.
 """
 
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -14,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from worldenv_jax.data.episodes import Episode
-from worldenv_jax.envs.base import Environment, EpisodeError, Frames, split_slots
+from worldenv_jax.envs.base import Environment, EpisodeError, Frames, choose_episode, split_slots
 from worldenv_jax.types import EpisodeSpec
 
 # (images uint8 [n, V, H, W, 3], proprio float32 [n, 8], specs, chunk number of each) -> environment actions [n, K, 7]
@@ -56,6 +55,7 @@ def run_episodes(
     actor: str = "policy",
     noise: float = 0.0,
     after_success: int = 0,
+    max_steps: int | None = None,
 ) -> Iterator[tuple[int, Outcome]]:
     """Runs every episode of `specs` once and yields (position in specs, outcome) as episodes end.
 
@@ -67,41 +67,56 @@ def run_episodes(
       actor: written into recorded episodes.
       noise: the exploration scale factor, written into recorded episodes.
       after_success: steps to go on after the first success (the judge must see what can happen then).
+      max_steps: the limit; by default the environment's.
     """
-    waiting = deque(enumerate(specs))
+    max_steps = max_steps or environment.max_steps
+    waiting, tasks = list(range(len(specs))), [spec.task for spec in specs]
     running: dict[int, _Running] = {}
-    while waiting or running:
-        free = [slot for slot in range(environment.num_slots) if slot not in running][: len(waiting)]
+    starting: dict[int, int] = {}  # slot -> position in specs
+    held: dict[int, int] = {}  # slot -> the task of its last episode
+    while waiting or starting or running:
+        busy = running.keys() | starting.keys()
+        free = [slot for slot in range(environment.num_slots) if slot not in busy][: len(waiting)]
+        for slot in free:
+            starting[slot] = choose_episode(waiting, tasks, slot, held)
+            waiting.remove(starting[slot])
+            held[slot] = tasks[starting[slot]]
         if free:
-            fresh = {slot: waiting.popleft() for slot in free}
-            done, failed = _split(environment.reset, free, [spec for _, spec in fresh.values()])
+            environment.begin(free, [specs[starting[slot]] for slot in free])
+        if starting:
+            done, failed = _split(environment.begun, not running)
             for slot, frames in done.items():
-                start = environment.start_state(slot) if record else {}
-                running[slot] = _Running(*fresh[slot], start, [frames])
+                index, start = starting.pop(slot), environment.start_state(slot) if record else {}
+                running[slot] = _Running(index, specs[index], start, [frames])
             for slot, text in failed.items():
-                index, spec = fresh[slot]
-                yield index, Outcome(spec, None, None, error=text)
-            continue  # a slot whose start failed takes the next episode at once
+                index = starting.pop(slot)
+                yield index, Outcome(specs[index], None, None, error=text)
+            if failed or not running:
+                continue  # a slot whose start failed takes the next episode at once
         slots = sorted(running)
         newest = [running[slot].frames[-1] for slot in slots]
         images, proprio = (np.stack([leaf[-1] for leaf in leaves]) for leaves in list(zip(*newest))[:2])
         actions = act(images, proprio, [running[s].spec for s in slots], [running[s].chunks for s in slots])
-        done, failed = _split(environment.step, slots, actions, record)
+        done, failed = _split(_step, environment, slots, actions, record)
         executed = dict(zip(slots, np.clip(actions, -1.0, 1.0)))
         for slot, text in failed.items():
             lost = running.pop(slot)
             yield lost.index, Outcome(lost.spec, None, None, error=text)
         for slot, frames in done.items():
-            _advance(running[slot], frames, executed[slot], environment.max_steps, record)
-            if _ended(running[slot], environment.max_steps, after_success):
+            _advance(running[slot], frames, executed[slot], max_steps, record)
+            if _ended(running[slot], max_steps, after_success):
                 ended = running.pop(slot)
-                yield ended.index, _outcome(ended, environment, record, actor, noise, after_success)
+                yield ended.index, _outcome(ended, environment, record, actor, noise, after_success, max_steps)
 
 
-def _split(call: Callable[..., Frames], slots: list[int], *arguments) -> tuple[dict[int, Frames], dict[int, str]]:
-    """Calls a method of the environment; returns slot -> its frames, and slot -> what went wrong there."""
+def _step(environment: Environment, slots: list[int], actions: np.ndarray, record: bool) -> dict[int, Frames]:
+    return split_slots(slots, environment.step(slots, actions, record))
+
+
+def _split(call: Callable[..., dict[int, Frames]], *arguments) -> tuple[dict[int, Frames], dict[int, str]]:
+    """Asks the environment; returns slot -> its frames, and slot -> what went wrong there."""
     try:
-        return split_slots(slots, call(slots, *arguments)), {}
+        return call(*arguments), {}
     except EpisodeError as error:
         return error.done, error.failed
 
@@ -123,13 +138,19 @@ def _ended(run: _Running, max_steps: int, after_success: int) -> bool:
 
 
 def _outcome(
-    run: _Running, environment: Environment, record: bool, actor: str, noise: float, after_success: int
+    run: _Running,
+    environment: Environment,
+    record: bool,
+    actor: str,
+    noise: float,
+    after_success: int,
+    max_steps: int,
 ) -> Outcome:
     success = run.first_success is not None
-    steps = run.first_success if success else environment.max_steps
+    steps = run.first_success if success else max_steps
     if not record:
         return Outcome(run.spec, success, steps, holds=run.holds)
-    length = min(steps + after_success, environment.max_steps) if success else environment.max_steps
+    length = min(steps + after_success, max_steps) if success else max_steps
     join = lambda leaves: np.concatenate(leaves)[: length + 1]
     episode = Episode(
         images=join([f.images for f in run.frames]),

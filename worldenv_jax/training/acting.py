@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Who acts, as the runner wants it: frames in, a chunk of environment actions out."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -47,17 +47,16 @@ def policy_actor(policy: PolicyFn, params: Params, statistics: Statistics, promp
     return act
 
 
-def replay_actor(demonstrations: Mapping[int, Episode], chunk: int) -> ActFn:
-    """Repeats one demonstration per task without looking; then stands still, the gripper held.
+def replay_actor(recorded: Callable[[EpisodeSpec], Episode], chunk: int = 40) -> ActFn:
+    """Repeats recorded actions without looking; then stands still, the gripper held.
 
     Args:
-      demonstrations: task -> whose actions.
-      chunk: K, actions at a time.
+      recorded: whose actions.
+      chunk: K, actions at a time. The outcome does not depend on it, but every chunk ends with a picture.
     """
 
     def act(images: np.ndarray, proprio: np.ndarray, specs: Sequence[EpisodeSpec], chunks: Sequence[int]) -> np.ndarray:
-        recorded = [demonstrations[spec.task].actions for spec in specs]
-        return np.stack([padded_chunk(actions, t * chunk, chunk) for actions, t in zip(recorded, chunks)])
+        return np.stack([padded_chunk(recorded(spec).actions, t * chunk, chunk) for spec, t in zip(specs, chunks)])
 
     return act
 

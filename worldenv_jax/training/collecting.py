@@ -5,7 +5,8 @@ Only `train` starts are used here. Exploration is recorded in parts, each writte
 collection goes on where it was.
 """
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -37,30 +38,32 @@ def collect_demonstrations(config: ExperimentConfig, workdir: Workdir, environme
       WorldEnvError: the expert failed too often.
     """
     root = workdir / "data" / "demonstrations"
-    done = list(open_episodes(root)) if root.exists() else []
+    present = Counter(episode.task for episode in open_episodes(root)) if root.exists() else Counter()
     wanted = config.collect.demonstrations_per_task
-    progress = Progress("collect demonstrations", wanted * config.environment.tasks, len(done))
-    count = len(done)
-    for task in range(config.environment.tasks):
-        have = sum(episode.task == task for episode in done)
-        if have >= wanted:
-            continue
-        kept: list[Episode] = []
-        first = config.seed * wanted * ATTEMPTS
-        seeds = range(first, first + wanted * ATTEMPTS)
-        specs = [EpisodeSpec(task, seed, "train", config.environment.starts) for seed in seeds]
-        for episode in _successes(environment, specs, config.collect.demonstration_noise, wanted):
-            kept.append(episode)
-            count += 1
-            progress.update(count)
-        if len(kept) < wanted:
-            raise WorldEnvError(
-                f"the expert solved {len(kept)} of {len(specs)} starts of task {task} "
-                f"({environment.instructions[task]!r}), {wanted} demonstrations are needed: lower "
-                "collect.demonstration_noise"
-            )
-        add_episodes(root, kept)
+    tried = range(config.seed * wanted * ATTEMPTS, (config.seed + 1) * wanted * ATTEMPTS)  # start numbers
+    kept: dict[int, list[Episode]] = {t: [] for t in range(config.environment.tasks) if present[t] < wanted}
+    progress = Progress("collect demonstrations", wanted * config.environment.tasks, present.total())
+    for first in tried[::wanted]:
+        seeds = range(first, first + wanted)
+        specs = [EpisodeSpec(task, seed, "train", config.environment.starts) for task in kept for seed in seeds]
+        # All tasks in one call: every slot has a scene of its own to stay with.
+        for spec, episode in zip(specs, environment.expert_episodes(specs, config.collect.demonstration_noise)):
+            if isinstance(episode, EpisodeError):
+                print(f"an expert episode could not be run: {episode}", flush=True)
+            elif episode.succeeded and spec.task in kept:
+                kept[spec.task].append(episode)
+                progress.update(present.total() + sum(map(len, kept.values())))
+                if len(kept[spec.task]) == wanted:
+                    add_episodes(root, kept.pop(spec.task))
+                    present[spec.task] += wanted
     progress.close()
+    if kept:
+        task, episodes = next(iter(kept.items()))
+        raise WorldEnvError(
+            f"the expert solved {len(episodes)} of {len(tried)} starts of task {task} "
+            f"({environment.instructions[task]!r}), {wanted} demonstrations are needed: lower "
+            "collect.demonstration_noise"
+        )
     calibrate_workdir(workdir)
 
 
@@ -72,20 +75,6 @@ def calibrate_workdir(workdir: Workdir) -> None:
     workdir.calibrate(
         statistics=to_lists(statistics_from_dict(compute_statistics(episodes), root)), kinematics=to_lists(kinematics)
     )
-
-
-def _successes(environment: Environment, specs: Sequence[EpisodeSpec], noise: float, wanted: int) -> Iterator[Episode]:
-    """The first `wanted` successful expert episodes, tried `wanted` at a time."""
-    found = 0
-    for first in range(0, len(specs), wanted):
-        for episode in environment.expert_episodes(specs[first : first + wanted], noise):
-            if isinstance(episode, EpisodeError):
-                print(f"an expert episode could not be run: {episode}", flush=True)
-            elif episode.succeeded and found < wanted:
-                found += 1
-                yield episode
-        if found >= wanted:
-            return
 
 
 def collect_exploration(

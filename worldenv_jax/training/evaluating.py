@@ -13,12 +13,14 @@ import numpy as np
 
 from worldenv_jax import files
 from worldenv_jax.configs import ExperimentConfig
+from worldenv_jax.data.episodes import Episode
 from worldenv_jax.envs.base import Environment, EpisodeError
 from worldenv_jax.envs.protocol import protocol_hash
 from worldenv_jax.envs.runner import ActFn, Outcome, run_episodes
 from worldenv_jax.errors import WorldEnvError
 from worldenv_jax.evaluation.summary import paired_comparison, success_rate
 from worldenv_jax.metrics import Progress
+from worldenv_jax.training.acting import replay_actor
 from worldenv_jax.training.models import Models
 from worldenv_jax.training.reflector_training import make_judge
 from worldenv_jax.training.workdir import Workdir
@@ -123,13 +125,25 @@ def compare(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
 
 def expert_outcomes(environment: Environment, specs: Sequence[EpisodeSpec]) -> Iterator[tuple[int, Outcome]]:
     """The scripted expert without noise, under a policy's step limit."""
-    for position, (spec, episode) in enumerate(zip(specs, environment.expert_episodes(specs, 0.0))):
+    order = sorted(range(len(specs)), key=lambda position: specs[position].task)  # a scene is loaded once
+    episodes = environment.expert_episodes([specs[position] for position in order], 0.0, draw=False)
+    for position, episode in zip(order, episodes):
+        spec = specs[position]
         if isinstance(episode, EpisodeError):
             yield position, Outcome(spec, None, None, error=str(episode))
             continue
         inside = episode.success[1 : environment.max_steps + 1]
         steps = int(inside.argmax()) + 1 if inside.any() else environment.max_steps
         yield position, Outcome(spec, bool(inside.any()), steps)
+
+
+def replay_outcomes(environment: Environment, episodes: Sequence[Episode]) -> Iterator[tuple[Episode, Outcome]]:
+    """Every recorded episode again: its own actions, open loop, from its own start, however long it is."""
+    recorded = {EpisodeSpec(e.task, e.seed, e.split, e.starts): e for e in episodes}
+    longest = max((e.num_steps for e in episodes), default=0)
+    act = replay_actor(recorded.__getitem__)
+    for _, outcome in run_episodes(environment, act, list(recorded), max_steps=longest):
+        yield recorded[outcome.spec], outcome
 
 
 def termination_player(

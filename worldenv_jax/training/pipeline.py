@@ -249,7 +249,7 @@ def _replay_actor(run: Run) -> ActFn:
     missing = set(range(run.config.environment.tasks)) - demonstrations.keys()
     if missing:
         raise WorldEnvError(f"no demonstration of tasks {sorted(missing)}: run experiments/collect.py first")
-    return replay_actor(demonstrations, run.config.policy.chunk)
+    return replay_actor(lambda spec: demonstrations[spec.task])
 
 
 def evaluate_before(run: Run) -> None:

@@ -58,3 +58,18 @@ def read_cameras(model, data, names: tuple[str, ...], size: int) -> Camera:
         intrinsics=np.array(matrices, np.float32).reshape(-1, 3, 3),
         pose=np.array(poses, np.float32).reshape(-1, 4, 4),
     )
+
+
+def outside_view(model, data, name: str) -> np.ndarray:
+    """Which shapes a square picture of a camera cannot show, bool [ngeom]: their bounding spheres miss its pyramid.
+
+    Args:
+      model: `mujoco.MjModel`.
+      data: `mujoco.MjData`, kinematics up to date.
+      name: of the camera.
+    """
+    camera, radius = model.camera(name).id, model.geom_rbound
+    half = np.deg2rad(model.cam_fovy[camera]) / 2
+    centre = (data.geom_xpos - data.cam_xpos[camera]) @ data.cam_xmat[camera].reshape(3, 3)  # it looks along -z
+    beyond = np.abs(centre[:, :2]) * np.cos(half) + centre[:, 2:] * np.sin(half)  # the nearest side plane, in metres
+    return (radius > 0) & (beyond > radius[:, None]).any(axis=1)  # planes have no bounding sphere: radius 0

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`LiberoEnvironment`: a suite of the LIBERO benchmark behind the interface of `envs/base.py`."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import jax
 import numpy as np
@@ -62,6 +62,7 @@ class LiberoEnvironment:
         }
         self._rules = protocol
         self._starts: dict[int, dict[str, np.ndarray]] = {}
+        self._beginning: set[int] = set()  # slots that `begun` has to report
         self._pool = WorkerPool(num_slots, [suite, str(image_size), ",".join(VIEWS[view] for view in views)])
 
     @property
@@ -76,11 +77,37 @@ class LiberoEnvironment:
           ValueError: a spec that the protocol does not define.
           EpisodeError: the simulator failed in some slots.
         """
+        self.begin(slots, specs)
+        frames = self._begun(slots, wait=True)
+        return _stack(frames, slots)
+
+    def begin(self, slots: Sequence[int], specs: Sequence[EpisodeSpec]) -> None:
+        """As `reset`, but does not wait: a new scene takes seconds, in which the other slots can be stepped.
+
+        Raises:
+          ValueError: a spec that the protocol does not define.
+        """
         for spec in specs:
             check_spec(spec, self._rules, len(self.instructions))
-        done, failed = self._pool.call({slot: ("reset", spec) for slot, spec in zip(slots, specs, strict=True)})
+        self._pool.send({slot: ("reset", spec) for slot, spec in zip(slots, specs, strict=True)})
+        self._beginning |= set(slots)
+
+    def begun(self, wait: bool) -> dict[int, Frames]:
+        """Slots that have begun since the last call -> their first frames; waits for all, or takes what is ready.
+
+        Raises:
+          EpisodeError: the simulator failed in some slots.
+        """
+        return self._begun(self._beginning, wait)
+
+    def _begun(self, slots: Iterable[int], wait: bool) -> dict[int, Frames]:
+        done, failed = self._pool.collect(slots, wait)
+        self._beginning -= done.keys() | failed.keys()
         self._starts |= {slot: start for slot, (_, start) in done.items()}
-        return _stack(slots, {slot: frames for slot, (frames, _) in done.items()}, failed)
+        frames = {slot: Frames(*reply) for slot, (reply, _) in done.items()}
+        if failed:
+            raise EpisodeError(failed, frames)
+        return frames
 
     def step(self, slots: Sequence[int], actions: np.ndarray, every_frame: bool) -> Frames:
         """Runs environment actions float32 [n, K, 7]; renders all K frames or only the last (k = K or 1).
@@ -97,7 +124,11 @@ class LiberoEnvironment:
         if not np.isfinite(actions).all():
             row, index = np.argwhere(~np.isfinite(actions))[0][:2]
             raise ValueError(f"actions: NaN or infinity for slot {slots[row]}, action {index} of its chunk")
-        return _stack(slots, *self._pool.call({s: ("step", rows, every_frame) for s, rows in zip(slots, actions)}))
+        done, failed = self._pool.call({s: ("step", rows, every_frame) for s, rows in zip(slots, actions)})
+        frames = {slot: Frames(*reply) for slot, reply in done.items()}
+        if failed:
+            raise EpisodeError(failed, frames)
+        return _stack(frames, slots)
 
     def start_state(self, slot: int) -> dict[str, np.ndarray]:
         """Start of the slot's episode before settling.
@@ -108,7 +139,9 @@ class LiberoEnvironment:
         """
         return self._starts[slot]
 
-    def expert_episodes(self, specs: Sequence[EpisodeSpec], noise: float) -> Iterator[Episode | EpisodeError]:
+    def expert_episodes(
+        self, specs: Sequence[EpisodeSpec], noise: float, draw: bool = True
+    ) -> Iterator[Episode | EpisodeError]:
         """Scripted demonstrations, recorded with every frame, in the order of `specs`, successful or not.
 
         One that could not be run has an EpisodeError in its place. Running episodes in the slots are lost.
@@ -116,13 +149,14 @@ class LiberoEnvironment:
         Args:
           specs: which episodes; an episode's noise is a function of its spec.
           noise: scale of Laplace noise on the six deltas; the recorded actions are the executed ones.
+          draw: whether there are pictures; without, images and cameras have no views (V = 0): 4 times faster.
 
         Raises:
           ValueError: a spec that the protocol does not define.
         """
         for spec in specs:
             check_spec(spec, self._rules, len(self.instructions))
-        requests = [("demonstrate", spec, float(noise), self.after_success) for spec in specs]
+        requests = [("demonstrate", spec, float(noise), self.after_success, draw) for spec in specs]
         replies = self._pool.map(requests, [spec.task for spec in specs])
         for position, (spec, (status, value)) in enumerate(zip(specs, replies)):
             if status == "failed":
@@ -148,9 +182,6 @@ class LiberoEnvironment:
         self._pool.close()
 
 
-def _stack(slots: Sequence[int], done: dict[int, tuple], failed: dict[int, str]) -> Frames:
-    """The workers' frames with an axis n, in the order of the slots; raises EpisodeError where any failed."""
-    done = {slot: Frames(*reply) for slot, reply in done.items()}
-    if failed:
-        raise EpisodeError(failed, done)
-    return jax.tree.map(lambda *leaves: np.stack(leaves), *(done[slot] for slot in slots))
+def _stack(frames: dict[int, Frames], slots: Sequence[int]) -> Frames:
+    """The frames of some slots with an axis n, in the order of the slots."""
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *(frames[slot] for slot in slots))

@@ -14,12 +14,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
 import numpy as np
 
+from worldenv_jax.envs.base import choose_episode
 from worldenv_jax.types import ACTION_DIM
 
 _TIME_LIMIT = 900.0  # seconds for one request; an episode with every frame takes about a minute on a busy core
@@ -136,6 +137,7 @@ class WorkerPool:
     def __init__(self, size: int, arguments: Sequence[str]):
         self.restarts = 0
         self._slots = [_Slot(tuple(arguments)) for _ in range(size)]
+        self._replies: dict[int, tuple] = {}  # slot -> what nobody has collected yet
 
     def process_ids(self) -> list[int]:
         """Process id of every slot."""
@@ -154,33 +156,50 @@ class WorkerPool:
         Returns:
           slot -> result, for the requests that went well; slot -> traceback, for those that failed.
         """
-        for slot, request in requests.items():
-            self._slots[slot].send(request)
-        done, failed = {}, {}
-        for _ in requests:
-            slot, (status, value) = self._next_reply()
-            (done if status == "done" else failed)[slot] = value
-        return done, failed
+        self.send(requests)
+        return self.collect(requests, wait_for_all=True)
 
-    def map(self, requests: Sequence[tuple], groups: Sequence) -> Iterator[tuple[str, Any]]:
+    def send(self, requests: Mapping[int, tuple]) -> None:
+        """Sends one request to each of some slots. What a slot was still busy with is given up."""
+        for number, request in requests.items():
+            self._replies.pop(number, None)
+            if self._slots[number].request is not None:
+                self._slots[number].kill()
+            self._slots[number].send(request)
+
+    def collect(self, slots: Iterable[int], wait_for_all: bool) -> tuple[dict[int, Any], dict[int, str]]:
+        """Results of requests that were sent to some slots, as of `call`: of all, or of those that are ready."""
+        while missing := set(slots) - self._replies.keys():
+            reply = self._next_reply(patient=wait_for_all)
+            if reply is None:
+                break
+            self._replies[reply[0]] = reply[1]
+        replies = {slot: self._replies.pop(slot) for slot in set(slots) - missing}
+        done = {slot: value for slot, (status, value) in replies.items() if status == "done"}
+        return done, {slot: value for slot, (status, value) in replies.items() if status == "failed"}
+
+    def map(self, requests: Sequence[tuple], tasks: Sequence[int]) -> Iterator[tuple[str, Any]]:
         """("done", result) or ("failed", traceback) of independent requests in their order, all slots busy.
 
         Args:
           requests: what to do.
-          groups: one label per request; a slot stays with its label while it can (changing the task costs seconds).
+          tasks: of every request; a slot stays with its task while it can (changing it costs seconds).
         """
+        for slot in self._slots:
+            if slot.request is not None:
+                slot.kill()
         waiting = list(range(len(requests)))
-        running, ready, label = {}, {}, {}
+        running, ready, held = {}, {}, {}
         try:
             for index in range(len(requests)):
                 while index not in ready:
                     for slot in set(range(len(self._slots))) - running.keys():
                         near = [i for i in waiting if i < index + _LOOK_AHEAD * len(self._slots)]
                         if near:
-                            job = _choose(near, groups, slot, label)
+                            job = choose_episode(near, tasks, slot, held)
                             waiting.remove(job)
-                            running[slot], label[slot] = job, groups[job]
-                            self._slots[slot].send(requests[job])
+                            running[slot], held[slot] = job, tasks[job]
+                            self.send({slot: requests[job]})
                     slot, reply = self._next_reply()
                     ready[running.pop(slot)] = reply
                 yield ready.pop(index)
@@ -188,11 +207,11 @@ class WorkerPool:
             for slot in running:
                 self._slots[slot].kill()
 
-    def _next_reply(self) -> tuple[int, tuple]:
-        """Waits for the next busy slot to finish; returns (slot, (status, value))."""
+    def _next_reply(self, patient: bool = True) -> tuple[int, tuple] | None:
+        """(slot, (status, value)) of the next busy slot to finish; None where none has and we are not `patient`."""
         while True:
             busy = {slot.connection: number for number, slot in enumerate(self._slots) if slot.request is not None}
-            readable = wait(list(busy), timeout=1.0)
+            readable = wait(list(busy), timeout=1.0 if patient else 0.0)
             late = [c for c, number in busy.items() if time.monotonic() > self._slots[number].deadline]
             for connection in readable or late:
                 slot = self._slots[busy[connection]]
@@ -201,11 +220,5 @@ class WorkerPool:
                 self.restarts += slot.deaths > deaths
                 if reply is not None:
                     return busy[connection], reply
-
-
-def _choose(waiting: list[int], groups: Sequence, slot: int, label: dict) -> int:
-    """A job of the slot's own group, else of a group that no other slot has, else the first."""
-    held = {group for other, group in label.items() if other != slot}
-    own = [job for job in waiting if groups[job] == label.get(slot)]
-    free = [job for job in waiting if groups[job] not in held]
-    return next(iter(own or free or waiting))
+            if not (patient or readable or late):
+                return None

@@ -3,10 +3,11 @@
 
 What differs from calling `env.reset()` and `env.step()` is speed and repeatability, not the outcome of a step:
 
-* A control step runs the same 25 MuJoCo steps but computes the position-dependent half of each once instead of twice
-  (`mj_forward` then `mj_step2` is to the bit `mj_forward` then `mj_step`) and updates no observables.
+* A control step runs the same 25 MuJoCo steps, to the bit, but computes what depends on positions and velocities once
+  in each instead of three times (robosuite's `mj_forward`, the controller's own, and that of `mj_step`); only the
+  constraint solver runs as often, because each run starts from the last one's result. Observables are not updated.
 * Frames are drawn only when asked for, without reflections and multi-sampling (mean change under 3 of 255 levels,
-  2 to 4 times faster in software).
+  2 to 4 times faster in software), and without what lies outside the picture (half of the wrist camera's triangles).
 * A start sets *everything* that a step depends on, so an episode does not depend on those before it: joint state,
   solver warm start, the poses of fixtures (cabinets, stoves: they are no joints and no part of a published initial
   state), the gripper command, the controller's posture and its goal. The last matters most: the controller keeps its
@@ -16,13 +17,14 @@ What differs from calling `env.reset()` and `env.step()` is speed and repeatabil
 
 import contextlib
 import io
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import mujoco
 import numpy as np
 
 from worldenv_jax.envs.libero import installation
-from worldenv_jax.envs.libero.cameras import policy_frame, read_cameras
+from worldenv_jax.envs.libero.cameras import outside_view, policy_frame, read_cameras
 from worldenv_jax.envs.libero.scene import Scene
 from worldenv_jax.envs.protocol import libero_protocol, start_seed
 from worldenv_jax.types import Camera, EpisodeSpec
@@ -32,6 +34,7 @@ _SHIFT_DRAWS = 40  # draws before a shifted start is given up
 _FULL_SHIFT_DRAWS = 10  # later draws are smaller by 15 % each
 _STILL_DISTANCE = 0.01  # metres: a shifted scene must come to rest where it was put ...
 _STILL_COSINE = 0.985  # ... and upright to within 10 degrees
+_UNDRAWN_GROUP = 5  # of shapes: robosuite draws groups 1 and 2
 
 
 class Start(NamedTuple):
@@ -171,26 +174,45 @@ class Simulation:
           action: environment action [7]; clipped to [-1, 1].
         """
         action = np.clip(np.asarray(action, np.float64), -1.0, 1.0)
-        for substep in range(_PHYSICS_STEPS):
-            mujoco.mj_forward(self.model, self.data)
-            self.env._pre_action(action, policy_step=substep == 0)
-            mujoco.mj_step2(self.model, self.data)
+        with self._nothing_moved():
+            for substep in range(_PHYSICS_STEPS):
+                mujoco.mj_forward(self.model, self.data)
+                self.env._pre_action(action, policy_step=substep == 0)
+                mujoco.mj_step2(self.model, self.data)
         self.env._post_process()
         return self.success()
+
+    @contextlib.contextmanager
+    def _nothing_moved(self) -> Iterator[None]:
+        """The controller's own `forward` finds everything computed: only the solver goes on."""
+        self.env.sim.forward = lambda: mujoco.mj_fwdConstraint(self.model, self.data)
+        try:
+            yield
+        finally:
+            del self.env.sim.forward  # the class has the whole one
 
     def success(self) -> bool:
         """The task predicate in the present state."""
         return bool(self.env._check_success())
 
-    def images(self) -> np.ndarray:
-        """The present view of every camera, uint8 [V, H, W, 3], turned as policies see them."""
+    def images(self, cameras: Sequence[str]) -> np.ndarray:
+        """The present views of some of `cameras`, uint8 [V, H, W, 3], turned as policies see them."""
         size = self.image_size
-        frames = [policy_frame(self.env.sim.render(size, size, camera_name=name)) for name in self.cameras]
+        frames = [policy_frame(self._draw(name)) for name in cameras]
         return np.array(frames, np.uint8).reshape(-1, size, size, 3)
 
-    def camera(self) -> Camera:
-        """Cameras of `images`; leaves float32 [V, 3, 3] and [V, 4, 4]."""
-        return read_cameras(self.model, self.data, self.cameras, self.image_size)
+    def _draw(self, camera: str) -> np.ndarray:
+        """The raw frame of one camera, uint8 [H, W, 3], bottom row first; skips shapes that are not in the picture."""
+        groups = self.model.geom_group.copy()
+        self.model.geom_group[outside_view(self.model, self.data, camera)] = _UNDRAWN_GROUP
+        try:
+            return self.env.sim.render(self.image_size, self.image_size, camera_name=camera)
+        finally:
+            self.model.geom_group[:] = groups
+
+    def camera(self, cameras: Sequence[str]) -> Camera:
+        """Those of `images`; leaves float32 [V, 3, 3] and [V, 4, 4]."""
+        return read_cameras(self.model, self.data, cameras, self.image_size)
 
     def proprio(self) -> np.ndarray:
         """Position (3, m), axis-angle (3, rad), finger positions (2, m) as robosuite observes them; float32 [8]."""

@@ -24,15 +24,15 @@ from worldenv_jax.types import Camera, EpisodeSpec
 class Recording:
     """Frames of one episode, collected one by one."""
 
-    def __init__(self, simulation: Simulation):
-        self.simulation = simulation
+    def __init__(self, simulation: Simulation, draw: bool = True):
+        self.simulation, self.views = simulation, simulation.cameras if draw else ()
         self.images, self.proprio, self.success, self.cameras = [], [], [], []
 
     def frame(self) -> None:
         """Adds the present picture, proprioception and cameras."""
-        self.images.append(self.simulation.images())
+        self.images.append(self.simulation.images(self.views))
         self.proprio.append(self.simulation.proprio())
-        self.cameras.append(self.simulation.camera())
+        self.cameras.append(self.simulation.camera(self.views))
 
     def arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, Camera]:
         """Images [k, V, H, W, 3], proprio [k, 8], success [K], cameras [k, V, ...]."""
@@ -70,7 +70,7 @@ class Worker:
                 recording.frame()
         return recording.arrays()
 
-    def demonstrate(self, spec: EpisodeSpec, noise: float, after_success: int):
+    def demonstrate(self, spec: EpisodeSpec, noise: float, after_success: int, draw: bool):
         """Runs the scripted expert to its first success and `after_success` steps on, or until it gives up.
 
         Demonstrations may take twice the protocol's step limit, which holds for policies.
@@ -80,7 +80,7 @@ class Worker:
         """
         start = self._begin(spec)
         rng = np.random.default_rng(start_seed(self.suite, spec, "expert noise"))
-        recording, actions, left = Recording(self.simulation), [], after_success
+        recording, actions, left = Recording(self.simulation, draw), [], after_success
         recording.frame()
         recording.success.append(self.simulation.success())
         for action in Expert(self.simulation.env).actions():

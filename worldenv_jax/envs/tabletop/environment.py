@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from worldenv_jax.data.episodes import Episode
-from worldenv_jax.envs.base import Frames
+from worldenv_jax.envs.base import Frames, StartsAtOnce
 from worldenv_jax.envs.protocol import SPLITS, check_spec, tabletop_protocol
 from worldenv_jax.envs.tabletop import camera
 from worldenv_jax.envs.tabletop.chunk import run_chunk
@@ -24,7 +24,7 @@ from worldenv_jax.envs.tabletop.world import TabletopState, proprioception, star
 from worldenv_jax.types import ACTION_DIM, Array, Camera, EpisodeSpec
 
 
-class TabletopEnvironment:
+class TabletopEnvironment(StartsAtOnce):
     """`num_slots` tables that are stepped together; see `envs.base.Environment` for the methods."""
 
     name = "tabletop"
@@ -94,8 +94,8 @@ class TabletopEnvironment:
             raise ValueError(f"no episode was started in slot {slot}; call reset first")
         return dict(self._starts[slot])
 
-    def expert_episodes(self, specs: Sequence[EpisodeSpec], noise: float) -> Iterator[Episode]:
-        """Yields one recorded expert episode per spec, cut `aftermath_steps` after the first success."""
+    def expert_episodes(self, specs: Sequence[EpisodeSpec], noise: float, draw: bool = True) -> Iterator[Episode]:
+        """Yields one recorded expert episode per spec, cut `aftermath_steps` after the first success; always drawn."""
         if not 0.0 <= noise < np.inf:
             raise ValueError(f"noise must be a finite scale >= 0, got {noise}")
         for begin in range(0, len(specs), self.num_slots):
