@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Kills a training command again and again and checks that resuming loses nothing.
 
-    python tools/fault_run.py --kills=200 --folder=runs/faults -- python tests/training/debug_run.py WORKDIR 60
+    python tools/fault_run.py --kills=200 --folder=runs/faults -- python tests/training/debug_run.py WORKDIR 12
 
 The command runs once undisturbed; then it is started and SIGKILLed at random moments (WORKDIR stands for its folder;
 a run that comes to its end is begun again in a new one) until the kills are done, and is left to finish. All runs must
 end with the same parameters and the same recorded episodes byte for byte, every checkpoint on the way must be readable,
 and no process may be left. Prints one JSON line after every tenth kill and at the end; the exit code is 1 if anything
 differs. The example collects demonstrations and clones on the debug preset; `tests/training/tiny_run.py WORKDIR 400
-0.02` in its place tries checkpoints and little else, in a third of the time.
+0.02` in its place tries checkpoints and little else, in less time.
 """
 
 import argparse

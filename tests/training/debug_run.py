@@ -12,7 +12,7 @@ from worldenv_jax.training import pipeline
 
 def main() -> None:
     config, steps = debug(), int(sys.argv[2])
-    cloning = replace(config.cloning, steps=steps, save_every=5, log_every=5)
+    cloning = replace(config.cloning, steps=steps, save_every=3)
     collect = replace(config.collect, demonstrations_per_task=4)
     config = replace(config, cloning=cloning, scale_head=replace(config.scale_head, steps=0), collect=collect)
     run = pipeline.Run(config, Path(sys.argv[1]))
