@@ -62,7 +62,7 @@ def has_orphans(process: subprocess.Popen) -> bool:
 
 def final_parameters(workdir: Path) -> list[np.ndarray]:
     """The last parameters of every checkpoint folder below a workdir, in one order."""
-    folders = sorted(path.parent for path in workdir.rglob("last") if path.is_dir())
+    folders = sorted(path.parent for path in workdir.rglob("last") if path.is_dir() and any(path.iterdir()))
     if not folders:
         raise WorldEnvError(f"no checkpoint below {workdir}")
     return [np.asarray(leaf) for folder in folders for leaf in jax.tree.leaves(load_params(folder, best=False)[0])]
