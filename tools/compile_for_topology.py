@@ -321,14 +321,13 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for row in rows:
         number = lambda key: f"{row[key]:.2f}" if key in row else ""  # noqa: B023
-        needs = re.search(r"\(([\d.]+)G\) exceeds", row.get("error", ""))
+        needs = re.search(r"(?:\(|Used )([\d.]+)G(?:\) exceeds| of )", row.get("error", ""))
         sizes = [number(f"{key}_gib") for key in ("argument", "temporary", "output", "beside")]
-        sizes[1] = needs[1] if needs else sizes[1]
         sent = sum(kind["gib"] for kind in row.get("collectives", {}).values())
         devices = f"{row['topology']}, {row['memory_gib']:.1f} GiB"
         cells = (row["program"], devices, " x ".join(map(str, row["layout"])), *sizes,
                  f"{sent:.1f}" if "collectives" in row else "", number("gradients_gib"),
-                 "yes" if row["fits"] else "no")  # fmt: skip
+                 "yes" if row["fits"] else f"no, needs {needs[1]}" if needs else "no")  # fmt: skip
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

@@ -53,7 +53,9 @@ def test_table_shows_what_fits_and_what_is_missing(tool):
     _, line, first, second = tool.table([fits, other | {"error": error, "fits": False}]).splitlines()
     assert line.count("|") == first.count("|") == second.count("|") == 11
     assert first == "| update | v5e:8x8, 16.0 GiB | 8 x 1 x 8 | 3.49 | 3.97 | 2.68 | 0.50 | 3.5 | 0.25 | yes |"
-    assert second == "| rollout | v5e:8x8, 16.0 GiB | 8 x 1 x 8 |  | 42.44 |  | 0.10 |  |  | no |"
+    assert second == "| rollout | v5e:8x8, 16.0 GiB | 8 x 1 x 8 |  |  |  | 0.10 |  |  | no, needs 42.44 |"
+    error = "Ran out of memory in memory space hbm. Used 15.97G of 15.75G hbm. Exceeded hbm capacity by 223.20M."
+    assert tool.table([other | {"error": error, "fits": False}]).endswith("| no, needs 15.97 |")
 
 
 def test_gradients_are_those_of_the_trained_parameters(tool, monkeypatch):
