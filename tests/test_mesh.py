@@ -59,7 +59,7 @@ def test_optimiser_state_follows_its_parameters(mesh):
 def test_cache_is_split_by_batch_and_heads(mesh):
     cache = {"cache": {"k": array(4, 8, 100, 2, 16, dtype=jnp.bfloat16)}}
     [placed] = meshes.place(cache, mesh)
-    assert placed.spec == P(None, ("data", "fsdp"), None, "tensor", None)
+    assert placed.spec == P(None, ("fsdp", "data"), None, "tensor", None)
     assert placed.bytes == 4 * 8 * 100 * 2 * 16 * 2
     assert placed.bytes_per_device == placed.bytes // 8
 

@@ -7,8 +7,16 @@
 For the update and the rollout it tries layouts (data, fsdp, tensor) from the cheapest in communication on, and stops
 at the first that fits a device's memory. Each row: bytes per device (arguments, temporaries, outputs), FLOPs of all
 devices together (scan bodies multiplied by their length), collectives and their bytes per device (loop bodies
-multiplied by their trip count). `JAX_EXEC_TIME_OPTIMIZATION_EFFORT=-1.0` in the environment shortens compilation; the
-bytes are then those of a less optimised program. Arrays above 64 MiB that every device holds whole are named.
+multiplied by their trip count). `beside` are the bytes of what only the other program reads and stays on the device
+meanwhile: frozen models, optimiser state. `gradients` are those of the trained parameters, once: what an update has to
+send at the least. Arrays above 64 MiB that every device holds whole are named.
+
+    --plan=plan.jsonl       adds the rows to a file and prints the Markdown table of the whole file at the end
+    --memory-gb=80          another device's memory; with --topology=v5p:2x2x2 the plan for eight 80 GB GPUs, as far as
+                            the TPU compiler's buffers tell (there is no compiler for GPUs without one)
+
+`JAX_EXEC_TIME_OPTIMIZATION_EFFORT=-1.0` in the environment shortens compilation; the bytes are then those of a less
+optimised program.
 """
 
 import argparse
@@ -21,7 +29,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +48,7 @@ from tools.flops import jaxpr_flops  # noqa: E402
 from worldenv_jax import mesh as meshes  # noqa: E402
 from worldenv_jax.errors import WorldEnvError, run_main  # noqa: E402
 from worldenv_jax.loop_ppo import LoopConfig  # noqa: E402
+from worldenv_jax.metrics import read_json_lines  # noqa: E402
 from worldenv_jax.policy import (  # noqa: E402
     PolicyConfig,
     init_policy,
@@ -51,7 +60,12 @@ from worldenv_jax.reflector import ReflectorConfig, init_reflector, make_reflect
 from worldenv_jax.rollout import RolloutConfig, RolloutParams, imagine_rollout, repeat_starts  # noqa: E402
 from worldenv_jax.simulator import Kinematics, SimulatorConfig, init_simulator, make_simulator_fns  # noqa: E402
 from worldenv_jax.training.post_training import PostTrainingConfig, make_update  # noqa: E402
-from worldenv_jax.training.train_state import OptimizerConfig, init_train_state, trainable_mask  # noqa: E402
+from worldenv_jax.training.train_state import (  # noqa: E402
+    OptimizerConfig,
+    init_train_state,
+    partition,
+    trainable_mask,
+)
 from worldenv_jax.types import Camera, Observation, Rollout, Starts, Statistics, Text  # noqa: E402
 
 GIB = 2**30
@@ -71,6 +85,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--micro-batches", type=int, default=1, help="gradient accumulation")
     parser.add_argument("--layouts", default="", help="data,fsdp,tensor;... instead of the built-in order")
     parser.add_argument("--programs", default="update,rollout")
+    parser.add_argument("--memory-gb", type=float, default=0.0, help="of a device, 10^9 bytes; 0: the topology's")
+    parser.add_argument("--plan", type=Path, help="JSON lines; the rows are added")
     return parser.parse_args()
 
 
@@ -269,6 +285,9 @@ def compile_program(function: Callable, arguments: tuple[Any, ...]) -> dict[str,
         "argument_gib": round(memory.argument_size_in_bytes / GIB, 3),
         "temporary_gib": round(memory.temp_size_in_bytes / GIB, 3),
         "output_gib": round(memory.output_size_in_bytes / GIB, 3),
+        "peak_gib": round(
+            (memory.argument_size_in_bytes + memory.temp_size_in_bytes + memory.output_size_in_bytes) / GIB, 3
+        ),
         "flops": flops,
         "collectives": {
             kind: {"count": count, "gib": round(size / GIB, 3)}
@@ -276,6 +295,41 @@ def compile_program(function: Callable, arguments: tuple[Any, ...]) -> dict[str,
         },
         "compile_seconds": round(time.monotonic() - began, 1),
     }
+
+
+def beside(plan: Plan, program: str, mesh: meshes.Mesh) -> int:
+    """Bytes per device of what only the other program reads."""
+    if program == "update":
+        params = plan.arguments_of("rollout", mesh)[1]
+        only = (params.simulator, params.reflector)
+    else:
+        only = plan.arguments_of("update", mesh)[1].opt_state
+    return sum(placement.bytes_per_device for placement in meshes.place(only, mesh))
+
+
+def gradient_bytes(plan: Plan, mesh: meshes.Mesh) -> int:
+    """Of the trained parameters, what a device holds of them."""
+    params = plan.arguments_of("update", mesh)[1].params
+    trained, _ = partition(params, trainable_mask(params, plan.optimizer.trainable))
+    return sum(placement.bytes_per_device for placement in meshes.place(trained, mesh))
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """Markdown: GiB per device."""
+    head = ("program", "devices", "data x fsdp x tensor", "arguments", "temporaries", "outputs", "beside",
+            "collectives", "gradients", "fits")  # fmt: skip
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    for row in rows:
+        number = lambda key: f"{row[key]:.2f}" if key in row else ""  # noqa: B023
+        needs = re.search(r"(?:\(|Used )([\d.]+)G(?:\) exceeds| of )", row.get("error", ""))
+        sizes = [number(f"{key}_gib") for key in ("argument", "temporary", "output", "beside")]
+        sent = sum(kind["gib"] for kind in row.get("collectives", {}).values())
+        devices = f"{row['topology']}, {row['memory_gib']:.1f} GiB"
+        cells = (row["program"], devices, " x ".join(map(str, row["layout"])), *sizes,
+                 f"{sent:.1f}" if "collectives" in row else "", number("gradients_gib"),
+                 "yes" if row["fits"] else f"no, needs {needs[1]}" if needs else "no")  # fmt: skip
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
 
 
 def replicated(arguments: tuple[Any, ...]) -> list[str]:
@@ -291,7 +345,8 @@ def main() -> int:
     if generation not in MEMORY:
         raise WorldEnvError(f"unknown topology {arguments.topology!r}: it starts with one of {', '.join(MEMORY)}")
     devices = topologies.get_topology_desc(platform="tpu", topology_name=arguments.topology).devices
-    plan = Plan(arguments)
+    memory = arguments.memory_gb * 1e9 or MEMORY[generation]
+    plan, rows = Plan(arguments), []
     chosen = [tuple(map(int, layout.split(","))) for layout in arguments.layouts.split(";") if layout]
     fits_all = True
     for program in arguments.programs.split(","):
@@ -301,18 +356,27 @@ def main() -> int:
             inputs = plan.arguments_of(program, mesh)
             resident = sum(p.bytes_per_device for p in meshes.place(inputs[1], mesh))
             row: dict[str, Any] = {"topology": arguments.topology, "program": program, "layout": layout}
-            if resident > MEMORY[generation]:
+            row |= {"memory_gib": memory / GIB, "beside_gib": beside(plan, program, mesh) / GIB}
+            if program == "update":
+                row["gradients_gib"] = gradient_bytes(plan, mesh) / GIB
+            if resident > memory:
                 row |= {"fits": False, "error": f"the parameters alone take {resident / GIB:.1f} GiB per device"}
             else:
                 with jax.set_mesh(mesh):
                     row |= compile_program(getattr(plan, program), inputs)
-                used = sum(row.get(key, math.inf) for key in ("argument_gib", "temporary_gib", "output_gib"))
-                row |= {"fits": used * GIB <= MEMORY[generation], "replicated": replicated(inputs)}
+                used = row["beside_gib"] + row.get("peak_gib", math.inf)
+                row |= {"fits": used * GIB <= memory, "replicated": replicated(inputs)}
             print(json.dumps(row), flush=True)
+            rows.append(row)
             if row["fits"]:
                 fits = True
                 break
         fits_all &= fits
+    if arguments.plan:
+        with arguments.plan.open("a") as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+        rows = read_json_lines(arguments.plan)
+    print(table(rows))
     return int(not fits_all)
 
 

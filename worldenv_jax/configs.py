@@ -170,7 +170,7 @@ def tabletop() -> ExperimentConfig:
         scale_head=_stage(150, 64, 1e-3, trainable=SCALE_HEAD),
         autoencoder=_stage(1200, 16, 2e-3),
         denoiser=_stage(1800, 16, 2e-3, ema_decay=0.995),
-        reflector_training=ReflectorStageConfig(400, 16, optimizer=_adam(2e-3, 400, 0.01)),
+        reflector_training=ReflectorStageConfig(1200, 16, optimizer=_adam(2e-3, 1200, 0.01)),
         rollout=RolloutConfig(num_chunks=3),
         post_training=PostTrainingConfig(
             iterations=24,

@@ -19,7 +19,10 @@ from jax.sharding import PartitionSpec as P
 from worldenv_jax.errors import WorldEnvError
 
 AXES = ("data", "fsdp", "tensor")
-BATCH = P(("data", "fsdp"))  # the leading axis of every batch
+# The leading axis of every batch. `fsdp` comes first: XLA 0.10's partitioner groups rows by the axis that the kernel is
+# split over and, where that is not the major one, loses the way back, so that gradients of residual layers are wrong
+# on meshes with all three axes (tests/devices/test_mesh_devices.py).
+BATCH = P(("fsdp", "data"))
 
 # (pattern, axes): the first pattern found in an array's name decides, () replicates. Axes are aligned with the LAST
 # axes of the array, so that layers stacked by a scan need no rule of their own.
@@ -29,7 +32,7 @@ Rules = Sequence[tuple[str, tuple[str | tuple[str, ...] | None, ...]]]
 # so that a block needs one all-reduce (Megatron-LM, arXiv:1909.08053, section 3). Norms, biases and adapters are small.
 DEFAULT_RULES: Rules = (
     (r"(^|/)lora/", ()),
-    (r"(^|/)cache/[kv]$", (("data", "fsdp"), None, "tensor", None)),  # [L, B, positions, heads, head_dim]
+    (r"(^|/)cache/[kv]$", (BATCH[0], None, "tensor", None)),  # [L, B, positions, heads, head_dim]
     (r"embed_tokens$", ("tensor", "fsdp")),
     (r"(^|/)(o_proj|down_proj|fc2|proj|to_out|proj_out|linear_2)/kernel$", ("tensor", "fsdp")),
     (r"kernel$", ("fsdp", "tensor")),
@@ -37,7 +40,7 @@ DEFAULT_RULES: Rules = (
 
 
 def constrain_batch(tree: Any) -> Any:
-    """Keeps the leading axis of arrays inside a jitted function split over `data` and `fsdp`, the others whole.
+    """Keeps the leading axis of arrays inside a jitted function split over `fsdp` and `data`, the others whole.
 
     A gather of rows (a shuffled minibatch, repeated starts) makes the compiler give every device all of them, and
     where a layer's parameters are split it may collect the rows of all devices instead of the parameters; this call
@@ -186,44 +189,47 @@ def abstract_state(tree: Any, mesh: Mesh, rules: Rules = DEFAULT_RULES) -> Any:
 
 
 def shard_batch(batch: Any, mesh: Mesh) -> Any:
-    """Host arrays -> global arrays whose leading axis is split over `data` and `fsdp`.
+    """Host arrays -> global arrays whose leading axis is split over `fsdp` and `data`.
 
     Args:
-        batch: pytree of NumPy arrays [B, ...]; on several hosts each process passes its own rows, B / processes of
-            them, and the rows of process 0 come first.
+        batch: pytree of NumPy arrays [B, ...]; on several hosts each process passes its own rows, see `own_rows`.
         mesh: from `make_mesh`.
 
     Raises:
         WorldEnvError: the rows do not divide among the devices.
     """
-    parts = _parts(mesh, BATCH[0])
-    sharding = NamedSharding(mesh, BATCH)
+    sharding, parts, own = NamedSharding(mesh, BATCH), _parts(mesh, BATCH[0]), len(_own_parts(mesh))
 
     def put(rows: Any) -> jax.Array:
         rows = np.asarray(rows)
-        total = rows.shape[0] * jax.process_count()
-        if total % parts:
+        total = rows.shape[0] * parts // own
+        if rows.shape[0] % own:
             raise WorldEnvError(
                 f"a batch of {total} rows cannot be split over {parts} devices (data x fsdp): use a multiple of {parts}"
             )
-        return jax.make_array_from_process_local_data(sharding, rows)
+        return jax.make_array_from_process_local_data(sharding, rows, (total, *rows.shape[1:]))
 
     return jax.tree.map(put, batch)
 
 
-def own_rows(batch: Any) -> Any:
-    """The rows of this process, for `shard_batch`, of a batch of NumPy arrays [B, ...] that every process has whole.
+def own_rows(batch: Any, mesh: Mesh) -> Any:
+    """The rows that this process's devices hold, for `shard_batch`, of a batch that every process has whole.
+
+    Args:
+        batch: pytree of NumPy arrays [B, ...].
+        mesh: from `make_mesh`.
 
     Raises:
-        WorldEnvError: the rows do not divide among the processes.
+        WorldEnvError: the rows do not divide among the devices.
     """
-    number, processes = jax.process_index(), jax.process_count()
+    if jax.process_count() == 1:
+        return batch
+    parts, own = _parts(mesh, BATCH[0]), _own_parts(mesh)
 
     def cut(rows: Any) -> Any:
-        if len(rows) % processes:
-            raise WorldEnvError(f"a batch of {len(rows)} rows cannot be split over {processes} processes")
-        count = len(rows) // processes
-        return rows[number * count : (number + 1) * count]
+        if len(rows) % parts:
+            raise WorldEnvError(f"a batch of {len(rows)} rows cannot be split over {parts} devices (data x fsdp)")
+        return np.concatenate([np.split(np.asarray(rows), parts)[part] for part in own])
 
     return jax.tree.map(cut, batch)
 
@@ -237,6 +243,12 @@ def split_rows(batch: Any, mesh: Mesh) -> Any:
     if jax.process_count() > 1 or rows % _parts(mesh, BATCH[0]):
         return batch
     return shard_batch(batch, mesh)
+
+
+def _own_parts(mesh: Mesh) -> list[int]:
+    """Which of the equal parts of a batch lie on this process's devices."""
+    indices = NamedSharding(mesh, BATCH).addressable_devices_indices_map((_parts(mesh, BATCH[0]),)).values()
+    return sorted({rows.start or 0 for (rows,) in indices})
 
 
 def report(placements: Sequence[Placement]) -> str:

@@ -2,16 +2,24 @@
 """How the processes of a run find each other: the scheduler's environment, or a clear message."""
 
 import os
+import re
 import subprocess
 import sys
 
 PROGRAM = """
 from worldenv_jax.errors import run_main
-from worldenv_jax.mesh import initialize_hosts, own_rows
+from worldenv_jax.mesh import initialize_hosts, make_mesh, own_rows, shard_batch
+from jax.experimental.multihost_utils import process_allgather
 import jax, numpy as np
+jax.config.update("jax_num_cpu_devices", 4)
 def main():
     initialize_hosts()
-    print(jax.process_index(), jax.process_count(), jax.device_count(), own_rows(np.arange(4)))
+    rows = np.arange(8)
+    for layout in ((8, 1, 1), (2, 2, 2), (1, 1, 8)):
+        mesh = make_mesh(*layout)
+        own = own_rows(rows, mesh)
+        assert (process_allgather(shard_batch(own, mesh), tiled=True) == rows).all(), layout
+        print(jax.process_index(), jax.process_count(), layout, own)
 run_main(main)
 """
 
@@ -28,7 +36,12 @@ def test_slurm_variables_are_enough():
     job = {"SLURM_JOB_ID": port_number, "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2"}
     processes = [start(**job, SLURM_PROCID=str(n), SLURM_LOCALID=str(n)) for n in (0, 1)]
     outputs = [process.communicate(timeout=120) for process in processes]
-    assert [out for out, _ in outputs] == ["0 2 2 [0 1]\n", "1 2 2 [2 3]\n"], outputs
+    halves, mixed, all_rows = ("[0 1 2 3]", "[4 5 6 7]"), ("[0 1 4 5]", "[2 3 6 7]"), "[0 1 2 3 4 5 6 7]"
+    for n, (out, _) in enumerate(outputs):
+        rows = {"(8, 1, 1)": halves[n], "(2, 2, 2)": mixed[n], "(1, 1, 8)": all_rows}
+        # Messages of gloo stand between the lines and within them.
+        found = re.findall(r"(\d) (\d) (\(.*?\)) (\[[\d ]*\])", out)
+        assert found == [(str(n), "2", layout, own) for layout, own in rows.items()], outputs
 
 
 def test_without_a_cluster_it_says_what_to_pass():

@@ -71,6 +71,20 @@ def test_twenty_steps_agree_with_one_device(layout, one_device):
     np.testing.assert_allclose(metrics["loss"], expected_metrics["loss"], atol=1e-5)
 
 
+@pytest.mark.parametrize("layout", [(2, 2, 2), (4, 2, 1), (1, 2, 4)])
+def test_gradients_of_a_residual_layer_on_a_mesh_are_right(layout):
+    # Without the order of the axes in `mesh.BATCH` rows of devices are swapped in the gradient of x on 2 x 2 x 2.
+    mesh, generator = meshes.make_mesh(*layout), np.random.default_rng(0)
+    kernel, x = (generator.normal(size=(rows, 32)).astype(np.float32) for rows in (32, 8))
+    loss = lambda params, x: jnp.abs(x + x @ params["kernel"]).sum()
+    params, rows = meshes.shard_state({"kernel": kernel}, mesh), meshes.shard_batch(x, mesh)
+    assert params["kernel"].sharding.spec == P("fsdp", "tensor")
+    of_params, of_x = jax.jit(jax.grad(loss, argnums=(0, 1)))(params, rows)
+    sign = np.sign(x + x @ kernel)  # d|y|/dy
+    np.testing.assert_allclose(of_x, sign + sign @ kernel.T, atol=1e-4)
+    np.testing.assert_allclose(of_params["kernel"], x.T @ sign, atol=1e-4)
+
+
 def test_steps_keep_the_layout_of_parameters_and_optimiser_state():
     mesh = meshes.make_mesh(*LAYOUTS["data x fsdp x tensor"])
     state, _ = train(mesh, 2)

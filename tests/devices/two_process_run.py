@@ -26,8 +26,7 @@ def main() -> None:
 
     def batch_fn(step):
         time.sleep(pause)
-        rows = tiny_run.batch_fn(step)  # each host reads its half
-        return meshes.shard_batch(rows[8 * process : 8 * process + 8], mesh)
+        return meshes.shard_batch(meshes.own_rows(tiny_run.batch_fn(step), mesh), mesh)
 
     state = tiny_run.train(workdir, steps, batch_fn=batch_fn, mesh=mesh, rules=rules)
     final = process_allgather({"params": state.params, "average": state.ema}, tiled=True)

@@ -16,6 +16,7 @@ from worldenv_jax.simulator import (
     measure_latent_scale,
 )
 from worldenv_jax.simulator.autoencoder import depth_to_space, space_to_depth
+from worldenv_jax.simulator.conditioning import over_frames
 
 CONFIG = SimulatorConfig.debug()
 
@@ -42,6 +43,16 @@ def test_shapes_and_dtypes(params):
     assert latents.shape == (2, 3, 1, *CONFIG.latent_size, CONFIG.autoencoder.latent_channels)
     frames = decode_latents(CONFIG, params, latents)
     assert frames.shape == (2, 3, 1, 32, 32, 3) and frames.dtype == jnp.uint8
+
+
+def test_one_frame_at_a_time_is_the_same(params):
+    import dataclasses
+    import functools
+
+    encode = functools.partial(encode_frames, CONFIG, params)
+    slowly = dataclasses.replace(CONFIG, frame_by_frame=True)
+    frames = jnp.asarray(_frames(6).reshape(2, 1, 3, 32, 32, 3))
+    np.testing.assert_allclose(over_frames(slowly, encode, frames, axis=2), encode(frames), atol=1e-5)
 
 
 def test_scale_brings_latents_to_unit_variance(params):

@@ -42,3 +42,26 @@ def test_layouts_use_every_device_and_divide_the_batch(tool):
     found = list(tool.layouts(8, batch=4))
     assert found[0] == (4, 1, 2)
     assert all(data * fsdp * tensor == 8 and 4 % (data * fsdp) == 0 for data, fsdp, tensor in found)
+
+
+def test_table_shows_what_fits_and_what_is_missing(tool):
+    fits = {"topology": "v5e:8x8", "program": "update", "layout": [8, 1, 8], "memory_gib": 16.0, "beside_gib": 0.5}
+    fits |= {"argument_gib": 3.49, "temporary_gib": 3.97, "output_gib": 2.68, "gradients_gib": 0.25, "fits": True}
+    fits["collectives"] = {"all-gather": {"count": 3, "gib": 1.0}, "all-reduce": {"count": 1, "gib": 2.5}}
+    error = "Ran out of memory on HBM, the total memory required for HLO temporaries (42.44G) exceeds available HBM"
+    other = {"topology": "v5e:8x8", "program": "rollout", "layout": [8, 1, 8], "memory_gib": 16.0, "beside_gib": 0.1}
+    _, line, first, second = tool.table([fits, other | {"error": error, "fits": False}]).splitlines()
+    assert line.count("|") == first.count("|") == second.count("|") == 11
+    assert first == "| update | v5e:8x8, 16.0 GiB | 8 x 1 x 8 | 3.49 | 3.97 | 2.68 | 0.50 | 3.5 | 0.25 | yes |"
+    assert second == "| rollout | v5e:8x8, 16.0 GiB | 8 x 1 x 8 |  |  |  | 0.10 |  |  | no, needs 42.44 |"
+    error = "Ran out of memory in memory space hbm. Used 15.97G of 15.75G hbm. Exceeded hbm capacity by 223.20M."
+    assert tool.table([other | {"error": error, "fits": False}]).endswith("| no, needs 15.97 |")
+
+
+def test_gradients_are_those_of_the_trained_parameters(tool, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["tool", "--preset=debug", "--starts=4", "--samples=2", "--chunks=2"])
+    plan, mesh = tool.Plan(tool.parse_arguments()), meshes.make_mesh(8, 1, 1)
+    params = plan.arguments_of("update", mesh)[1].params
+    assert tool.gradient_bytes(plan, mesh) == sum(leaf.size * 4 for leaf in jax.tree.leaves(params))  # no adapters: all
+    simulator = plan.arguments_of("rollout", mesh)[1].simulator
+    assert tool.beside(plan, "update", mesh) > sum(leaf.size * 2 for leaf in jax.tree.leaves(simulator))

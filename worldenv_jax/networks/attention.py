@@ -6,6 +6,8 @@ import jax.numpy as jnp
 
 from worldenv_jax.types import Array
 
+QUERIES_AT_ONCE = 256  # where there is no fused kernel, and eight times as many queries or more
+
 
 def dot_product_attention(query: Array, key: Array, value: Array, mask: Array | None = None) -> Array:
     """softmax(q k^T / sqrt(head_dim)) v.
@@ -17,10 +19,30 @@ def dot_product_attention(query: Array, key: Array, value: Array, mask: Array | 
 
     Returns: [B, N, heads, head_dim].
     """
+    length, fused = query.shape[1], _cudnn_applies(query, key, mask)
+    if fused or length < 8 * QUERIES_AT_ONCE:
+        return _attend(query, key, value, mask, fused)
+    # The scores, [heads, N, M] in every row, are the largest arrays of a rollout: pixels of an image in the simulator,
+    # tokens of a whole episode in the reflector.
+    per_query = mask is not None and mask.shape[-2] == length
+    blocks = (_query_blocks(query, 1), _query_blocks(mask, mask.ndim - 2) if per_query else None)
+    attend = lambda block: _attend(block[0], key, value, block[1] if per_query else mask, fused)
+    mixed = jnp.moveaxis(jax.lax.map(attend, blocks), 0, 1)
+    return mixed.reshape(len(query), -1, *query.shape[2:])[:, :length]
+
+
+def _query_blocks(x: Array, axis: int) -> Array:
+    """The axis of queries in blocks, padded with zeros to whole ones; the blocks' axis is first."""
+    padding = [(0, 0)] * x.ndim
+    padding[axis] = (0, -x.shape[axis] % QUERIES_AT_ONCE)
+    x = jnp.pad(x, padding)
+    return jnp.moveaxis(x.reshape(*x.shape[:axis], -1, QUERIES_AT_ONCE, *x.shape[axis + 1 :]), axis, 0)
+
+
+def _attend(query: Array, key: Array, value: Array, mask: Array | None, fused: bool) -> Array:
     if jax.default_backend() == "cpu":
         return _heads_first(query, key, value, mask)
-    implementation = "cudnn" if _cudnn_applies(query, key, mask) else None
-    return jax.nn.dot_product_attention(query, key, value, mask=mask, implementation=implementation)
+    return jax.nn.dot_product_attention(query, key, value, mask=mask, implementation="cudnn" if fused else None)
 
 
 def _heads_first(query: Array, key: Array, value: Array, mask: Array | None) -> Array:

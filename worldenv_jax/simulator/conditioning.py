@@ -4,6 +4,8 @@
 Training and roll-out call the same functions, so that they see the same conditioning.
 """
 
+import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -76,6 +78,13 @@ def decode_latents(config: SimulatorConfig, params: Params, latents: Array) -> A
     """Scaled latents [..., h, w, c] to frames uint8 [..., H, W, 3]."""
     images = decode_images(config, params, latents)
     return jnp.round(255.0 * jnp.clip((images + 1.0) / 2.0, 0.0, 1.0)).astype(jnp.uint8)
+
+
+def over_frames(config: SimulatorConfig, function: Callable[[Array], Array], x: Array, axis: int) -> Array:
+    """A function of images [..., H, W, C] applied to x, one frame along `axis` at a time where so configured."""
+    if not config.frame_by_frame:
+        return function(x)
+    return jnp.moveaxis(jax.lax.map(function, jnp.moveaxis(x, axis, 0)), 0, axis)
 
 
 def encode_image_tokens(config: SimulatorConfig, params: Params, images: Array) -> Array:
@@ -185,7 +194,7 @@ def embed_maps(config: SimulatorConfig, params: Params, drawn: Array) -> Array:
     """Future action maps [B, V, K, H, W, 3] in [0, 1] to [B, V, F + K, h, w, map channels], 0 on history frames."""
     drawn = drawn * 2.0 - 1.0
     if config.map_latents:
-        maps = encode_images(config, params, drawn)
+        maps = over_frames(config, functools.partial(encode_images, config, params), drawn, axis=2)
     else:
         maps = space_to_depth(drawn.reshape(-1, *drawn.shape[3:]), config.autoencoder.downsampling)
         maps = maps.reshape(*drawn.shape[:3], *maps.shape[1:])

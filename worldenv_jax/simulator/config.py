@@ -45,6 +45,7 @@ class SimulatorConfig:
     # Differs from EVAC where given: the denoiser corrects a guess made of its input and of the newest known frame, as
     # if frames differed from it by this variance (in scaled latents); see `conditioning.guess_v`. Learns much sooner.
     change_variance: float | None = None
+    frame_by_frame: bool = False  # in a roll-out, through the autoencoder: 1 / K of its memory, some time
     land_on_x0: bool = False  # Differs from EVAC where True: the last DDIM step returns x0 without residual noise
     # Training
     condition_dropout: float = 0.1
@@ -122,6 +123,7 @@ class SimulatorConfig:
         drawing = ActionMapConfig(tool_offset=0.0, radius=40, thickness=6, background=0)
         return cls(
             image_size=(256, 256), chunk=8, max_chunks=64, ddim_steps=5, eta=0.0, action_map=drawing,
+            frame_by_frame=True,
         )  # fmt: skip
 
 

@@ -23,6 +23,7 @@ from worldenv_jax.simulator.conditioning import (
     encode_frames,
     encode_geometry_tokens,
     encode_image_tokens,
+    over_frames,
     predict_v,
     prepare,
 )
@@ -154,7 +155,8 @@ def make_simulator_fns(
             proprio=jax.lax.dynamic_update_slice_in_dim(state.proprio, future, state.count, axis=1),
             count=state.count + config.chunk,
         )
-        return new, Prediction(decode_latents(config, params, jnp.moveaxis(latents, 1, 2)), future)
+        decode = functools.partial(decode_latents, config, params)
+        return new, Prediction(over_frames(config, decode, jnp.moveaxis(latents, 1, 2), axis=1), future)
 
     return SimulatorFns(init, step)
 

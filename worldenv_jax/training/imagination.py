@@ -78,7 +78,7 @@ def post_train(
 
         def attempt(index: int) -> Rollout:
             chosen = sample_starts(starts, settings.starts, samples, config.seed, number, index)
-            return imagine(roll, jax.random.fold_in(key, 2 * index), shard_batch(own_rows(chosen), mesh))
+            return imagine(roll, jax.random.fold_in(key, 2 * index), shard_batch(own_rows(chosen, mesh), mesh))
 
         rollout, extra = collect_contrast(attempt, settings, config.loop, samples)
         state, metrics = update(state, jax.random.fold_in(key, 1), rollout)

@@ -199,7 +199,7 @@ def run_training(
             stage,
             state,
             step,
-            lambda number: shard_batch(own_rows(batch_fn(number)), mesh),
+            lambda number: shard_batch(own_rows(batch_fn(number), mesh), mesh),
             config.steps,
             checkpointer=checkpointer,
             writer=writer,
