@@ -107,6 +107,16 @@ def test_batch_rows_lie_on_their_devices():
     np.testing.assert_array_equal(np.asarray(batch), rows)
 
 
+def test_rows_are_split_only_where_they_divide():
+    mesh = meshes.make_mesh(2, 2, 2)
+    rows = {"a": np.arange(12.0).reshape(4, 3), "b": np.arange(4)}
+    split = meshes.split_rows(rows, mesh)
+    assert {shard.data.shape for shard in split["a"].addressable_shards} == {(1, 3)}
+    jax.tree.map(np.testing.assert_array_equal, split, rows)
+    assert meshes.split_rows({"a": np.zeros((6, 3))}, mesh)["a"].shape == (6, 3)
+    assert isinstance(meshes.split_rows({"a": np.zeros((6, 3))}, mesh)["a"], np.ndarray)
+
+
 def test_shuffled_rows_stay_split_where_that_is_asked_for():
     mesh = meshes.make_mesh(2, 4, 1)
     rows = meshes.shard_batch(np.arange(64, dtype=np.float32).reshape(16, 4), mesh)
