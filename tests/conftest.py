@@ -13,6 +13,7 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
+import jax  # noqa: E402
 import pytest  # noqa: E402
 
 
@@ -29,3 +30,10 @@ def shared_dir() -> Path:
 def fixtures_dir(shared_dir) -> Path:
     """`../shared/fixtures`."""
     return shared_dir / "fixtures"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def release_programs():
+    """Compiled programs are dropped at the end of a file; all of them together would take several GB per process."""
+    yield
+    jax.clear_caches()
