@@ -111,7 +111,7 @@ def test_what_a_run_leaves(straight):
         assert [row["step"] for row in rows] == [1, 2, 3, 4] and all(metric in row for row in rows), stage
         assert list((straight / "metrics" / "tensorboard" / stage).iterdir())
     gate = json.loads((straight / "gate.json").read_text())
-    assert len(gate["rows"]) == 10
+    assert len(gate["rows"]) == 11
     assert set(json.loads((straight / "agreement.json").read_text())["counts"]) >= {"false_success", "both_failure"}
     assert list((straight / "pictures").glob("*.png"))
     page = (straight / "report.html").read_text()
@@ -242,7 +242,7 @@ def test_the_reflector_may_end_episodes(straight, tmp_path):
     run("evaluate", workdir, "--policy=before", "--termination=limit")
     limit = json.loads((workdir / "evaluation" / "before_limit.json").read_text())
     assert [row["steps"] for row in results[-1.0]["episodes"]] == [1] * 4
-    assert results[2.0]["episodes"] == limit["episodes"] and {row["steps"] for row in limit["episodes"]} == {32}
+    assert results[2.0]["episodes"] == limit["episodes"] and {row["steps"] for row in limit["episodes"]} == {24}
     usual = json.loads((straight / "evaluation" / "before.json").read_text())
     assert len({r["protocol_hash"] for r in (usual, limit, results[2.0])}) == 3
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from worldenv_jax.configs import MeshConfig
 from worldenv_jax.data.episodes import Episode
 from worldenv_jax.training import reflector_training
 from worldenv_jax.training.reflector_training import pad_steps, replay_episodes
@@ -61,9 +62,8 @@ def test_replay_counts_the_recorded_actions(monkeypatch):
         camera = Camera(pick("intrinsics"), pick("camera_pose"))
         return Starts(pick("images"), pick("proprio"), words, words, camera, np.zeros(len(episodes), np.int32))
 
-    models = SimpleNamespace(
-        config=SimpleNamespace(policy=SimpleNamespace(chunk=4)), simulator=world, statistics=STATISTICS, starts=starts
-    )
+    config = SimpleNamespace(policy=SimpleNamespace(chunk=4), mesh=MeshConfig())
+    models = SimpleNamespace(config=config, simulator=world, statistics=STATISTICS, starts=starts)
     episodes = [make_episode(steps, first) for steps, first in ((8, 10), (3, 20), (12, 30), (8, 40), (5, 50))]
     dreams = replay_episodes(models, {}, episodes, jax.random.key(0), num_chunks=2)
     assert [dream.num_steps for dream in dreams] == [8, 3, 8, 8, 5]  # at most T * K = 8
