@@ -19,6 +19,7 @@ Feature = list[memoryview] | np.ndarray  # BytesList, or float32 [n], or int64 [
 
 _VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
 _FIXED_SIZE = {_FIXED64: 8, _FIXED32: 4}
+Field = tuple[int, int, int | memoryview]  # number, wire type, value: varints as int, everything else as a view
 
 
 def parse_example(buffer: bytes | memoryview, keys: Collection[str] | None = None) -> dict[str, Feature]:
@@ -35,10 +36,10 @@ def parse_example(buffer: bytes | memoryview, keys: Collection[str] | None = Non
         MalformedExampleError: the buffer is not an Example.
     """
     features = {}
-    for number, value in _fields(memoryview(buffer)):
-        if number == 1:
-            for entry_number, entry in _fields(_message(value)):
-                if entry_number == 1:
+    for field in _fields(memoryview(buffer)):
+        if field[0] == 1:
+            for entry in _fields(_message(field)):
+                if entry[0] == 1:
                     key, feature = _split_entry(_message(entry))
                     if keys is None or key in keys:
                         features[key] = _parse_feature(feature)
@@ -62,51 +63,55 @@ def serialize_example(features: Mapping[str, list[bytes] | np.ndarray]) -> bytes
 
 
 def _split_entry(entry: memoryview) -> tuple[str, memoryview]:
-    key, feature = "", memoryview(b"")
-    for number, value in _fields(entry):
-        if number == 1:
-            try:
-                key = bytes(_message(value)).decode()
-            except UnicodeDecodeError as error:
-                raise MalformedExampleError(f"malformed Example: a feature's name is no text: {error}") from error
-        elif number == 2:
-            feature = _message(value)
-    return key, feature
+    fields = list(_fields(entry))
+    by_number = {field[0]: _message(field) for field in fields}
+    if len(by_number) < len(fields) or not by_number.keys() <= {1, 2}:
+        raise MalformedExampleError(f"malformed Example: an entry with the fields {[field[0] for field in fields]}")
+    try:
+        key = bytes(by_number.get(1, b"")).decode()
+    except UnicodeDecodeError as error:
+        raise MalformedExampleError(f"malformed Example: a feature's name is no text: {error}") from error
+    return key, by_number.get(2, memoryview(b""))
 
 
 def _parse_feature(feature: memoryview) -> Feature:
     result = []
-    for kind, values in _fields(feature):
-        result = _parse_values(kind, _message(values))
+    for field in _fields(feature):
+        result = _parse_values(field[0], _message(field))
     return result
 
 
 def _parse_values(kind: int, values: memoryview) -> Feature:
+    fields = [field for field in _fields(values) if field[0] == 1]
     if kind == 1:
-        return [_message(value) for number, value in _fields(values) if number == 1]
+        return [_message(field) for field in fields]
     if kind == 2:
         # One packed run, or unpacked values of four bytes each: the bytes joined are the same.
-        parts = [_message(value) for number, value in _fields(values) if number == 1]
+        parts = [_message(field, or_wire=_FIXED32) for field in fields]
         joined = parts[0] if len(parts) == 1 else b"".join(parts)
         if len(joined) % 4:
             raise MalformedExampleError(f"malformed Example: a float list of {len(joined)} bytes")
         return np.frombuffer(joined, "<f4").astype(np.float32)
     if kind == 3:
-        runs = [value for number, value in _fields(values) if number == 1]
-        arrays = [np.array([v], np.uint64).astype(np.int64) if isinstance(v, int) else _varints(v) for v in runs]
+        arrays = [
+            np.array([field[2]], np.uint64).astype(np.int64) if field[1] == _VARINT else _varints(_message(field))
+            for field in fields
+        ]
         return np.concatenate(arrays) if arrays else np.zeros(0, np.int64)
     raise MalformedExampleError(f"malformed Example: a feature of kind {kind}")
 
 
-def _fields(buffer: memoryview) -> Iterator[tuple[int, int | memoryview]]:
-    """The (field number, value) pairs of a message; varints as int, everything else as a view."""
+def _fields(buffer: memoryview) -> Iterator[Field]:
+    """The fields of a message."""
     position, end = 0, len(buffer)
     while position < end:
         tag, position = _varint(buffer, position)
-        wire = tag & 7
+        number, wire = tag >> 3, tag & 7
+        if not 0 < number < 1 << 29:
+            raise MalformedExampleError(f"malformed Example: a field of number {number}")
         if wire == _VARINT:
             value, position = _varint(buffer, position)
-            yield tag >> 3, value
+            yield number, wire, value
             continue
         if wire == _LENGTH:
             size, position = _varint(buffer, position)
@@ -116,14 +121,15 @@ def _fields(buffer: memoryview) -> Iterator[tuple[int, int | memoryview]]:
             raise MalformedExampleError(f"malformed Example: wire type {wire}")
         if position + size > end:
             raise MalformedExampleError(f"malformed Example: a field of {size} bytes where {end - position} are left")
-        yield tag >> 3, buffer[position : position + size]
+        yield number, wire, buffer[position : position + size]
         position += size
 
 
-def _message(value: int | memoryview) -> memoryview:
-    if isinstance(value, int):
+def _message(field: Field, or_wire: int = _LENGTH) -> memoryview:
+    """The bytes of a delimited field, or of one of wire type `or_wire`."""
+    if field[1] not in (_LENGTH, or_wire):
         raise MalformedExampleError("malformed Example: a number where a message was expected")
-    return value
+    return field[2]
 
 
 def _varint(buffer: memoryview, position: int) -> tuple[int, int]:
