@@ -53,7 +53,9 @@ def main() -> None:
     for variant in FLAGS.variants:
         for seed in range(FLAGS.seeds):
             config = apply_variant(replace(config_from_flags(), seed=seed), variant)
-            summaries.append(run_once(config, root / f"{variant}_seed{seed}"))
+            folder = root / f"{variant}_seed{seed}"
+            finished = folder / "summary.json"
+            summaries.append(files.read_json(finished) if finished.exists() else run_once(config, folder))
     rows = aggregate(summaries)
     files.write_json(root / "aggregate.json", rows)
     print(aggregate_table(rows))

@@ -173,11 +173,11 @@ def tabletop() -> ExperimentConfig:
         reflector_training=ReflectorStageConfig(1200, 16, optimizer=_adam(2e-3, 1200, 0.01)),
         rollout=RolloutConfig(num_chunks=3),
         post_training=PostTrainingConfig(
-            iterations=24,
+            iterations=32,
             starts=32,
             scale_factor=0.7,
             held_out_starts=96,
-            optimizer=OptimizerConfig(learning_rate=3e-5, warmup_steps=4),
+            optimizer=OptimizerConfig(learning_rate=3e-5, warmup_steps=4, ema_decay=0.95),
         ),
         evaluation=EvaluationConfig(episodes_per_task=50),
         mesh=MeshConfig(data=0),

@@ -64,7 +64,8 @@ def collect_demonstrations(config: ExperimentConfig, workdir: Workdir, environme
             f"({environment.instructions[task]!r}), {wanted} demonstrations are needed: lower "
             "collect.demonstration_noise"
         )
-    calibrate_workdir(workdir)
+    if "statistics" not in workdir.calibration:  # shipped models bring those that they were trained with
+        calibrate_workdir(workdir)
 
 
 def calibrate_workdir(workdir: Workdir) -> None:

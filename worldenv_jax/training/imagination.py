@@ -30,7 +30,7 @@ from worldenv_jax.rollout import RolloutParams
 from worldenv_jax.training.loop import run_stage
 from worldenv_jax.training.models import Models
 from worldenv_jax.training.post_training import collect_contrast, make_imagine, make_update, sample_starts
-from worldenv_jax.training.train_state import TrainState, init_train_state
+from worldenv_jax.training.train_state import TrainState, ema_params, init_train_state
 from worldenv_jax.training.workdir import Workdir, mesh_from_config
 from worldenv_jax.types import Array, EpisodeSpec, Observation, Params, ReflectorFns, Rollout, SimulatorFns, Starts
 
@@ -105,7 +105,7 @@ def post_train(
             log_every=1,
             callbacks=((settings.evaluate_every, partial(_keep_best, checkpointer, estimate)),),
         )
-        return checkpointer.restore_best(state).state.params
+        return ema_params(checkpointer.restore_best(state).state)
 
 
 def make_estimate(config: ExperimentConfig, models: Models, world: World, held_out: Starts):
@@ -246,7 +246,7 @@ def _scaled_distribution(
 
 
 def _keep_best(checkpointer: Checkpointer, estimate, step: int, state: TrainState) -> dict[str, float]:
-    figures = estimate(state.params)
+    figures = estimate(ema_params(state))
     checkpointer.save_best(step, state, figures["held_out_reward"])
     return figures
 

@@ -349,12 +349,10 @@ STAGES: dict[str, Callable[[Run], object]] = {
 }
 
 
-# What the shipped models replace; an ablation of the simulator's data trains its own simulator.
-PRETRAINED_STAGES = ("collect_demonstrations", "clone_policy", "train_simulator", "train_reflector")
-
-
 def stages_after_pretrained(run: Run) -> tuple[str, ...]:
     """Puts the shipped policy, simulator and reflector of this world into the workdir; the stages that remain.
+
+    Without exploration in the simulator's data, it is trained here: the shipped one has seen exploration.
 
     Raises:
       WorldEnvError: nothing is shipped for this world.
@@ -367,7 +365,10 @@ def stages_after_pretrained(run: Run) -> tuple[str, ...]:
         for path in folder.glob("*.safetensors"):
             shutil.copyfile(path, run.workdir / "params" / path.name)
         shutil.copyfile(folder / "calibration.json", run.workdir / "calibration.json")
-    return tuple(name for name in STAGES if name not in PRETRAINED_STAGES)
+    replaced = {"clone_policy", "train_reflector"}
+    if run.config.collect.train_on_exploration:
+        replaced |= {"collect_demonstrations", "train_simulator"}
+    return tuple(name for name in STAGES if name not in replaced)
 
 
 def start(run: Run) -> None:
