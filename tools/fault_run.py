@@ -1,23 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Kills a training command again and again and checks that resuming loses nothing.
+"""Disturbs a training command again and again and checks that resuming loses nothing.
 
-    python tools/fault_run.py --kills=200 --folder=runs/faults -- python tests/training/debug_run.py WORKDIR 12
+    python tools/fault_run.py --count=200 --folder=runs/faults -- python tests/training/debug_run.py WORKDIR 12
+    python tools/fault_run.py --count=20 --fault=truncate --folder=runs/faults -- ...
+    python tools/fault_run.py --count=20 --fault=full --folder=/mnt/small/faults -- ...
 
-The command runs once undisturbed; then it is started and SIGKILLed at random moments (WORKDIR stands for its folder;
-a run that comes to its end is begun again in a new one) until the kills are done, and is left to finish. All runs must
-end with the same parameters and the same recorded episodes byte for byte, every checkpoint on the way must be readable,
-and no process may be left. Prints one JSON line after every tenth kill and at the end; the exit code is 1 if anything
-differs. The example collects demonstrations and clones on the debug preset; `tests/training/tiny_run.py WORKDIR 400
-0.02` in its place tries checkpoints and little else, in less time.
+The command runs once undisturbed; then it is started and disturbed at random moments (WORKDIR stands for its folder; a
+run that comes to its end is begun again in a new one) until there have been enough faults, and is left to finish:
+
+    kill      SIGKILL.
+    truncate  SIGKILL, and the largest file of the newest checkpoint loses its second half. The resumed run has to say
+              so and to go on from the one before.
+    full      The file system of --folder, a small one, is full until the command has ended, which it has to do with
+              an error of one line.
+
+All runs must end with the same parameters and the same recorded episodes byte for byte, every checkpoint that was not
+truncated must be readable, and no process may be left. Prints one JSON line after every tenth fault and at the end; the
+exit code is 1 if anything differs. The example collects demonstrations and clones on the debug preset;
+`tests/training/tiny_run.py WORKDIR 400 0.02` in its place tries checkpoints and little else, in less time.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import random
 import shutil
 import signal
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 
@@ -27,27 +38,58 @@ import numpy as np
 from worldenv_jax.checkpoints import load_params
 from worldenv_jax.errors import WorldEnvError, run_main
 
+MAX_FREE = 1 << 30  # bytes
+PATIENCE = 300  # seconds for a command to notice that the disk is full
+
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--count", type=int, default=200, help="faults in all")
+    parser.add_argument("--fault", choices=("kill", "truncate", "full"), default="kill")
     parser.add_argument("--folder", type=Path, required=True, help="new folder for the runs")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments of the kills")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments of the faults")
     parser.add_argument("command", nargs="+", help="WORKDIR in it is replaced by a run's folder")
     return parser.parse_args()
 
 
-def start(command: list[str], workdir: Path) -> subprocess.Popen:
-    workdir.mkdir(parents=True, exist_ok=True)
-    with (workdir / "output.log").open("a") as log:
+def start(command: list[str], workdir: Path, log: Path) -> subprocess.Popen:
+    with log.open("a") as output:
         replaced = [part.replace("WORKDIR", str(workdir)) for part in command]
-        return subprocess.Popen(replaced, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+        return subprocess.Popen(replaced, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
 
 
-def finish(process: subprocess.Popen, workdir: Path) -> None:
+def finish(process: subprocess.Popen, log: Path) -> None:
     if process.wait() != 0:
-        tail = (workdir / "output.log").read_text()[-1000:]
-        raise WorldEnvError(f"the command failed in {workdir} with exit code {process.returncode}: {tail}")
+        raise WorldEnvError(f"the command failed with exit code {process.returncode}: {log.read_text()[-1000:]}")
+
+
+def truncate_newest(workdir: Path, truncated: set[int]) -> bool:
+    """Cuts the largest file of a newest checkpoint that is not the only one; False where there is none such.
+
+    `truncated`: inodes of the files that have been cut; a checkpoint is not cut again before it has been read.
+    """
+    for last in workdir.rglob("last"):
+        steps = sorted((path for path in last.iterdir() if path.name.isdigit()), key=lambda path: int(path.name))
+        if len(steps) > 1:
+            largest = max(
+                (path for path in steps[-1].rglob("*") if path.is_file()), key=lambda path: path.stat().st_size
+            )
+            if largest.stat().st_ino not in truncated:
+                os.truncate(largest, largest.stat().st_size // 2)
+                truncated.add(largest.stat().st_ino)
+                return True
+    return False
+
+
+def fill(folder: Path) -> Path:
+    """Takes all free space of a small file system; returns the file to delete."""
+    if shutil.disk_usage(folder).free > MAX_FREE:
+        raise WorldEnvError(f"{folder} has more than {MAX_FREE >> 20} MiB free: --fault=full wants a small file system")
+    ballast = folder / "ballast"
+    with ballast.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(1 << 12))
+    return ballast
 
 
 def has_orphans(process: subprocess.Popen) -> bool:
@@ -80,50 +122,63 @@ def is_same(a: list[np.ndarray], b: list[np.ndarray]) -> bool:
     return len(a) == len(b) and all(x.tobytes() == y.tobytes() for x, y in zip(a, b))
 
 
+def disturb(process: subprocess.Popen, fault: str, workdir: Path, truncated: set[int]) -> bool:
+    """Does it; returns whether it was one that counts."""
+    if fault == "full":
+        ballast = fill(workdir.parent)
+        try:
+            return process.wait(timeout=PATIENCE) != 0
+        finally:
+            ballast.unlink()
+    process.kill()
+    process.wait()
+    return fault == "kill" or truncate_newest(workdir, truncated)
+
+
 def main() -> int:
     arguments = parse_arguments()
     if arguments.folder.exists():
         raise WorldEnvError(f"{arguments.folder} exists: name a new folder")
+    arguments.folder.mkdir(parents=True)
+    logs = Path(tempfile.mkdtemp(prefix="fault_run"))  # not where the disk is full
     began = time.monotonic()
     straight = arguments.folder / "straight"
-    finish(start(arguments.command, straight), straight)  # with everything to compile: the next is timed
-    shutil.rmtree(straight)
-    began = time.monotonic()
-    finish(start(arguments.command, straight), straight)
-    expected, duration = final_parameters(straight), time.monotonic() - began
+    for _ in range(2):  # once with everything to compile: the next is timed
+        shutil.rmtree(straight, ignore_errors=True)
+        begun = time.monotonic()
+        finish(start(arguments.command, straight, logs / "straight"), logs / "straight")
+    expected, duration = final_parameters(straight), time.monotonic() - begun
 
     chance = random.Random(arguments.seed)
-    kills, orphans, runs = 0, 0, [arguments.folder / "killed0"]
-    while kills < arguments.kills:
-        process = start(arguments.command, runs[-1])
+    faults, orphans, truncated = 0, 0, set()
+    runs, log = [arguments.folder / "disturbed0"], logs / "disturbed"
+    while faults < arguments.count:
+        process = start(arguments.command, runs[-1], log)
         try:
-            finished = process.wait(timeout=chance.uniform(0.2, 1.0) * duration) is not None
-        except subprocess.TimeoutExpired:
-            finished = False
-        if finished:
-            finish(process, runs[-1])
-            runs.append(arguments.folder / f"killed{len(runs)}")
+            process.wait(timeout=chance.uniform(0.2, 1.0) * duration)
+            finish(process, log)
+            runs.append(arguments.folder / f"disturbed{len(runs)}")
             continue
-        process.kill()
-        process.wait()
-        kills += 1
+        except subprocess.TimeoutExpired:
+            faults += disturb(process, arguments.fault, runs[-1], truncated)
         orphans += has_orphans(process)
-        if kills % 10 == 0:
-            print(json.dumps({"kills": kills, "runs": len(runs), "orphan_processes": orphans}), flush=True)
-    finish(start(arguments.command, runs[-1]), runs[-1])
+        if faults and faults % 10 == 0:
+            print(json.dumps({"faults": faults, "runs": len(runs), "orphan_processes": orphans}), flush=True)
+    finish(start(arguments.command, runs[-1], log), log)
 
-    logs = "".join((run / "output.log").read_text() for run in runs)
-    result = {
-        "kills": kills,
-        "runs": len(runs),
+    text = log.read_text()
+    unreadable = text.count("is unreadable")
+    wrong = {
         "runs_with_other_parameters": sum(not is_same(final_parameters(run), expected) for run in runs),
         "runs_with_other_episodes": sum(episodes(run) != episodes(straight) for run in runs),
-        "unreadable_checkpoints": logs.count("is unreadable"),
+        "unreadable_checkpoints": unreadable - faults * (arguments.fault == "truncate"),
+        "tracebacks": text.count("Traceback"),
         "orphan_processes": orphans,
-        "seconds": round(time.monotonic() - began, 1),
     }
-    print(json.dumps(result))
-    return int(any(value for key, value in result.items() if key not in ("kills", "runs", "seconds")))
+    seconds = round(time.monotonic() - began, 1)
+    print(json.dumps({"fault": arguments.fault, "faults": faults, "runs": len(runs), **wrong, "seconds": seconds}))
+    shutil.rmtree(logs)
+    return int(any(wrong.values()))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import pytest
 from worldenv_jax.evaluation.gate import GateConfig, evaluate_gate
 
 JUDGE = {"auroc": 0.95, "false_positive_rate": 0.02, "calibration_error": 0.05}
-OUTCOMES = {"correlation": 0.6}
+OUTCOMES = {"imagined": {"correlation": 0.6}}
 CONFIG = GateConfig(copy_margin_success=3.0, copy_margin_failure=1.5, true_auroc=0.9, imagined_auroc=0.85)
 
 
@@ -46,7 +46,7 @@ def test_refusal_lists_every_failed_row_and_the_flag():
 def test_what_was_not_measured_fails():
     figures = simulator_figures()
     figures["success"]["simulator"]["psnr"] = None
-    result = evaluate_gate(figures, {"true": JUDGE}, {"correlation": None}, CONFIG)
+    result = evaluate_gate(figures, {"true": JUDGE}, {"imagined": {"correlation": None}}, CONFIG)
     assert sum(not row.passed for row in result.rows) == 2 + 3 + 1
     assert "AUROC, imagined frames: not measured" in result.refusal()
     assert json.loads(json.dumps(result.to_dict(), allow_nan=False))["rows"][0]["figure"] is None

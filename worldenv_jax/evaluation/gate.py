@@ -90,7 +90,8 @@ def evaluate_gate(
       simulator_figures: what `video_quality.open_loop_quality` returns: outcome ("success", "failure") -> predictor
         ("simulator", "copy_last_frame", "no_action") -> {"psnr": dB, ...}.
       reflector_figures: kind of frames ("true", "imagined") -> {"auroc", "false_positive_rate", "calibration_error"}.
-      outcomes: what `agreement.imagination_agreement` returns for held-out episodes replayed in imagination.
+      outcomes: kind of frames -> what `agreement.imagination_agreement` returns for verdicts on whole held-out episodes;
+        "imagined": replayed in imagination.
       config: thresholds.
 
     Returns:
@@ -112,7 +113,7 @@ def evaluate_gate(
         ):
             value = _figure(reflector_figures, kind, figure)
             rows.append(GateRow(f"{words}, {kind} frames", value, getattr(config, f"{kind}_{figure}"), at_least))
-    correlation = _figure(outcomes, "correlation")
+    correlation = _figure(outcomes, "imagined", "correlation")
     rows.append(GateRow("correlation of imagined with true outcomes", correlation, config.outcome_correlation, True))
     return GateResult(tuple(rows))
 

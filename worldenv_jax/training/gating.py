@@ -67,8 +67,10 @@ def measure_gate(
         kind: calibration_figures(probability, labels, valid, config.rollout.threshold)
         for kind, probability in judged.items()
     }
-    verdicts = ((judged["imagined"] > config.rollout.threshold) & valid).any(1)
-    outcomes = imagination_agreement(verdicts, succeeded)
+    outcomes = {
+        kind: imagination_agreement(((probability > config.rollout.threshold) & valid).any(1), succeeded)
+        for kind, probability in judged.items()
+    }
     result = evaluate_gate(figures, reflector, outcomes, config.gate)
     files.write_json(
         workdir / "gate.json",
