@@ -66,7 +66,7 @@ class PostTrainingConfig:
     resample_below: float = 0.5  # ... when fewer than this share of groups has contrast
     evaluate_every: int = 4  # iterations between held-out estimates; the best parameters are kept
     held_out_starts: int = 64
-    optimizer: OptimizerConfig = OptimizerConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()  # with ema_decay the averaged policy is estimated and kept
 
 
 @dataclass(frozen=True)
@@ -201,7 +201,12 @@ def debug() -> ExperimentConfig:
         reflector_training=ReflectorStageConfig(4, 4, 1, 1, _adam(1e-3, 4)),
         rollout=RolloutConfig(num_chunks=2, samples=2),
         post_training=PostTrainingConfig(
-            iterations=4, starts=2, minibatches=2, evaluate_every=2, held_out_starts=2, resample_budget=1
+            iterations=4,
+            starts=2,
+            minibatches=2,
+            evaluate_every=2,
+            held_out_starts=2,
+            optimizer=OptimizerConfig(ema_decay=0.5),
         ),
         evaluation=EvaluationConfig(episodes_per_task=2),
     )

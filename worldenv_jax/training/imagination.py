@@ -56,6 +56,8 @@ def post_train(
 ) -> Params:
     """Runs all iterations from where they stopped; returns the best parameters by the held-out estimate.
 
+    With `optimizer.ema_decay` these are moving averages: the last updates of a policy are mostly noise.
+
     Args:
       params: the cloned policy's.
       starts: first frames to learn from.
