@@ -90,7 +90,7 @@ def evaluate_gate(
       simulator_figures: what `video_quality.open_loop_quality` returns: outcome ("success", "failure") -> predictor
         ("simulator", "copy_last_frame", "no_action") -> {"psnr": dB, ...}.
       reflector_figures: kind of frames ("true", "imagined") -> {"auroc", "false_positive_rate", "calibration_error"}.
-      outcomes: kind of frames -> what `agreement.imagination_agreement` returns for verdicts on whole held-out episodes;
+      outcomes: kind of frames -> what `agreement.imagination_agreement` returns for whole held-out episodes;
         "imagined": replayed in imagination.
       config: thresholds.
 
