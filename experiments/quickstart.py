@@ -11,6 +11,7 @@ Stop it at any time: the same command goes on where it was.
 from dataclasses import replace
 from pathlib import Path
 
+import jax
 from absl import flags
 from common import FLAGS, config_from_flags, run_script
 
@@ -36,6 +37,7 @@ def run_once(config: ExperimentConfig, folder: Path) -> dict:
             names = pipeline.stages_after_pretrained(run)
         for name in names:
             result = pipeline.STAGES[name](run)
+            jax.clear_caches()  # no stage needs the programs of another in memory
             if name == "gate" and not result.passed and not FLAGS.ignore_gate:
                 raise WorldEnvError(result.refusal())
         return files.read_json(folder / "summary.json")

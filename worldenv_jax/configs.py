@@ -173,7 +173,7 @@ def tabletop() -> ExperimentConfig:
         reflector_training=ReflectorStageConfig(1200, 16, optimizer=_adam(2e-3, 1200, 0.01)),
         rollout=RolloutConfig(num_chunks=3),
         post_training=PostTrainingConfig(
-            iterations=32,
+            iterations=24,
             starts=32,
             scale_factor=0.7,
             held_out_starts=96,
