@@ -1,19 +1,60 @@
 # SPDX-License-Identifier: Apache-2.0
 """Collects episodes in the true world: expert demonstrations, or the cloned policy's own successes and failures.
 
-python experiments/collect.py --what=demonstrations
-python experiments/collect.py --what=exploration          (after clone_policy.py)
+    python experiments/collect.py --what=demonstrations
+    python experiments/collect.py --what=exploration          (after clone_policy.py)
+    python experiments/collect.py --config=libero_small --suites=libero_object,libero_spatial,libero_goal,libero_10
+
+With --suites each suite has a workdir of its own, WORKDIR/<suite>, and a table says what is in them.
 """
 
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
 from absl import flags
-from common import FLAGS, run_script, run_stages
+from common import FLAGS, config_from_flags, run_script, run_stages, workdir_from_flags
+
+from worldenv_jax.evaluation.summary import align_columns
+from worldenv_jax.training import pipeline
 
 flags.DEFINE_enum("what", "demonstrations", ["demonstrations", "exploration"], "Who acts: the expert, or the policy.")
+flags.DEFINE_list("suites", [], "LIBERO suites, one after the other; by default the one of the config.")
 
 
 def main() -> None:
     """Runs the stage; a stopped collection goes on where it was."""
-    run_stages(f"collect_{FLAGS.what}")
+    if not FLAGS.suites:
+        run_stages(f"collect_{FLAGS.what}")
+        return
+    rows = []
+    for suite in FLAGS.suites:
+        config = config_from_flags()
+        run = pipeline.Run(
+            replace(config, environment=replace(config.environment, suite=suite)), workdir_from_flags() / suite
+        )
+        try:
+            pipeline.start(run)
+            pipeline.STAGES[f"collect_{FLAGS.what}"](run)
+            rows.append((suite, *describe(run)))
+        finally:
+            run.close()
+    print(align_columns(rows, header=("suite", FLAGS.what, "successful", "tasks", "mean steps", "seconds", "MB")))
+
+
+def describe(run: pipeline.Run) -> tuple[str, ...]:
+    """The cells of a suite's row."""
+    episodes = run.workdir.episodes(FLAGS.what)
+    data = Path(run.workdir / "data" / FLAGS.what)
+    size = sum(path.stat().st_size for path in data.rglob("*") if path.is_file())
+    return (
+        str(len(episodes)),
+        str(sum(episode.succeeded for episode in episodes)),
+        str(len({episode.task for episode in episodes})),
+        f"{np.mean([episode.num_steps for episode in episodes]):.0f}",
+        f"{run.workdir.seconds[f'collect_{FLAGS.what}']:.0f}",
+        f"{size / 1e6:.0f}",
+    )
 
 
 if __name__ == "__main__":

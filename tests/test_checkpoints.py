@@ -207,6 +207,7 @@ run_main(main)
     result = subprocess.run([sys.executable, "-c", program, tmp_path], capture_output=True, text=True)
     assert result.returncode == 2, result.stderr
     assert result.stderr.splitlines()[-1].startswith("error: cannot write a checkpoint")
+    assert "Traceback" not in result.stderr
     assert [path.name for path in (tmp_path / "last").iterdir()] == ["1"]
     assert load_params(tmp_path)[0]["noise"].shape == (10,)
 

@@ -18,6 +18,7 @@ import json
 import shutil
 import zlib
 from collections.abc import Iterator, Mapping
+from logging import LogRecord
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,6 +47,11 @@ class Restored(NamedTuple):
     metadata: dict[str, Any]
 
 
+def _is_not_raised_too(record: LogRecord) -> bool:
+    """False for the tracebacks that Orbax logs of what it then raises."""
+    return not (record.exc_info and "orbax" in record.pathname)
+
+
 class Checkpointer:
     """Saves and restores the state of one run.
 
@@ -70,6 +76,7 @@ class Checkpointer:
         self.folder = Path(folder).resolve()
         self._config = dict(config or {})
         self._asynchronous = asynchronous
+        logging.get_absl_logger().addFilter(_is_not_raised_too)
         self._last = _manager(self.folder / "last", keep)
         self._best = _manager(self.folder / "best", 1)
 
