@@ -98,6 +98,15 @@ def test_growing_dataset(tmp_path):
     assert [summary.split for summary in grown.summaries] == ["train", "test", "train"]
 
 
+def test_what_a_killed_writer_leaves_is_not_read(tmp_path):
+    add_episodes(tmp_path, [sample_episode(0)])
+    half = tmp_path / ".0001.4711.tmp"
+    shutil.copytree(tmp_path / "0000", half)
+    (half / "dataset_info.json").unlink()
+    assert [episode.seed for episode in open_episodes(tmp_path)] == [0]
+    assert add_episodes(tmp_path, [sample_episode(1)]).name == "0001"
+
+
 def test_array_record_is_read_too(folder, tmp_path):
     from array_record.python.array_record_module import ArrayRecordWriter
 

@@ -30,6 +30,7 @@ from worldenv_jax.data.rlds_schema import (
     summary_keys,
 )
 from worldenv_jax.data.tfds_metadata import (
+    VERSIONS,
     Shard,
     read_dataset_info,
     read_feature_shapes,
@@ -213,7 +214,7 @@ def _dataset_folders(path: Path) -> list[Path]:
 
 
 def _is_dataset(path: Path) -> bool:
-    return (path / "features.json").exists() or any(path.glob("*.*.*/features.json"))
+    return (path / "features.json").exists() or any(path.glob(f"{VERSIONS}/features.json"))
 
 
 def add_episodes(root: Path | str, episodes: Iterable[Episode], encoding: str = "png") -> Path:

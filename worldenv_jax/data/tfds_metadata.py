@@ -29,6 +29,9 @@ class DatasetInfo(NamedTuple):
     shards: tuple[Shard, ...]
 
 
+VERSIONS = "[0-9]*.[0-9]*.[0-9]*"  # of a dataset; not what a killed writer has left behind under a hidden name
+
+
 def version_folder(path: Path) -> Path:
     """The folder with features.json: `path` itself, or its newest version (`path/1.0.0`).
 
@@ -37,7 +40,7 @@ def version_folder(path: Path) -> Path:
     """
     if (path / "features.json").exists():
         return path
-    versions = [child for child in path.glob("*.*.*") if (child / "features.json").exists()]
+    versions = [child for child in path.glob(VERSIONS) if (child / "features.json").exists()]
     if not versions:
         raise DataError(path, "not a dataset folder: no features.json in it or in a version folder below it")
     return max(versions, key=lambda child: [int(part) for part in child.name.split(".") if part.isdigit()])
