@@ -177,8 +177,11 @@ def main() -> int:
     }
     seconds = round(time.monotonic() - began, 1)
     print(json.dumps({"fault": arguments.fault, "faults": faults, "runs": len(runs), **wrong, "seconds": seconds}))
+    if any(wrong.values()):
+        print(f"logs: {logs}")
+        return 1
     shutil.rmtree(logs)
-    return int(any(wrong.values()))
+    return 0
 
 
 if __name__ == "__main__":

@@ -81,6 +81,19 @@ def test_train_starts_are_none_of_the_published_ones(simulation):
     assert len({start.tobytes() for start in starts}) == 4
 
 
+@pytest.mark.parametrize("suite, task", [("libero_spatial", 4), ("libero_spatial", 7), ("libero_goal", 8)])
+def test_train_starts_put_objects_where_the_published_ones_have_them(installed, suite, task):
+    """In drawers, on stoves and cabinets: as high as there, whatever was drawn before."""
+    simulation = Simulation(suite, task, SIZE, ())
+    objects = simulation.env.objects_dict
+    heights = [1 + simulation.model.joint(objects[name].joints[-1]).qposadr[0] + 2 for name in sorted(objects)]
+    published = installation.initial_states(suite, task)[:, heights]
+    for seed in range(3):
+        drawn = simulation.begin(EpisodeSpec(task, seed, "train", "official")).state[heights]
+        assert (drawn > published.min(axis=0) - 0.02).all() and (drawn < published.max(axis=0) + 0.02).all()
+    simulation.close()
+
+
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_shifted_starts_move_goal_objects_and_arm_only(simulation, split):
     official = simulation.begin(EpisodeSpec(TASK, 5, split, "official")).state

@@ -32,6 +32,7 @@ from worldenv_jax.types import Camera, EpisodeSpec
 _PHYSICS_STEPS = 25  # of 2 ms: one control step at 20 Hz
 _SHIFT_DRAWS = 40  # draws before a shifted start is given up
 _FULL_SHIFT_DRAWS = 10  # later draws are smaller by 15 % each
+_NO_ROTATION = (1, 0, 0, 0)
 _STILL_DISTANCE = 0.01  # metres: a shifted scene must come to rest where it was put ...
 _STILL_COSINE = 0.985  # ... and upright to within 10 degrees
 _UNDRAWN_GROUP = 5  # of shapes: robosuite draws groups 1 and 2
@@ -96,9 +97,15 @@ class Simulation:
         return start
 
     def _reset(self, seed: int) -> Start:
-        """Draws a start from the task's placement regions."""
+        """Draws a start from the task's placement regions.
+
+        LIBERO reads from the scene where an object on a fixture goes, and takes it for relative to the fixture: right
+        in a scene just loaded, where fixtures are at the origin.
+        """
         from robosuite.utils.errors import RandomizationError
 
+        self.model.body_pos[self._fixture_bodies] = 0
+        self.model.body_quat[self._fixture_bodies] = _NO_ROTATION
         np.random.seed(seed)  # robosuite draws from NumPy's global generator
         for _ in range(20):
             with contextlib.suppress(RandomizationError):
