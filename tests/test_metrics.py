@@ -3,11 +3,15 @@
 
 import io
 import json
+import subprocess
+import sys
 
 import jax.numpy as jnp
 import numpy as np
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from worldenv_jax import metrics
+from worldenv_jax.data.tfrecord import TFRecordFile
 
 
 def test_rows_after_the_resumed_step_are_dropped(tmp_path):
@@ -33,8 +37,40 @@ def test_console_and_tensorboard_get_the_same_rows(tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "reflector: resumed at step 5" in shown
     assert "reflector 6: loss 0.1235  count 3" in shown
-    events = list((tmp_path / "tensorboard" / "reflector").iterdir())
-    assert len(events) == 1 and events[0].stat().st_size > 100
+    (path,) = (tmp_path / "tensorboard" / "reflector").iterdir()
+    version, restart, *events = (Event.FromString(bytes(record)) for record in TFRecordFile(path))
+    assert version.file_version == "brain.Event:2"
+    assert (restart.step, restart.session_log.status) == (6, SessionLog.START)
+    values = {event.summary.value[0].tag: (event.step, event.summary.value[0].simple_value) for event in events}
+    assert values == {"loss": (6, np.float32(0.123456)), "count": (6, 3.0)}
+
+
+def test_full_disk_is_one_line(tmp_path):
+    """The limit on the size of files stands for the disk: the write fails in the same way."""
+    program = """
+import resource, signal, sys
+from worldenv_jax.errors import run_main
+from worldenv_jax.metrics import make_writer
+
+def main():
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]),) * 2)
+    with make_writer(sys.argv[1], "cloning") as writer:
+        for step in range(100):
+            writer.write(step, {"loss": 0.5})
+
+run_main(main)
+"""
+    for limit, name in ((300, "cloning.jsonl"), (2000, "tensorboard/cloning")):
+        if "tensorboard" in name:  # its file is the larger one: the other must not be the first to fail
+            (tmp_path / "cloning.jsonl").unlink()
+            (tmp_path / "cloning.jsonl").symlink_to("/dev/null")
+        command = [sys.executable, "-c", program, tmp_path, str(limit)]
+        result = subprocess.run(command, capture_output=True, text=True)
+        assert result.returncode == 2, result.stderr
+        expected = f"error: cannot write {tmp_path / name}: no space left on the device"
+        assert result.stderr.splitlines()[-1].startswith(expected)
+        assert "Traceback" not in result.stderr and "Exception" not in result.stderr
 
 
 def test_missing_file_has_no_rows(tmp_path):

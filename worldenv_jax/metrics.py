@@ -4,11 +4,12 @@
 Writers survive a restart: rows of steps that the resumed run will do again are removed first.
 """
 
+import contextlib
 import json
 import math
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
@@ -17,6 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from worldenv_jax import files
+from worldenv_jax.errors import WorldEnvError
 
 SECONDS_BETWEEN_LINES = 10.0  # of progress, where there is no terminal
 
@@ -73,37 +75,51 @@ class JsonLinesWriter:
             self._file.flush()
 
     def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        file, self._file = self._file, None
+        if file is not None:
+            with files.disk_errors(self._path):
+                file.close()
 
 
 class TensorBoardWriter:
-    """Scalars as TensorBoard events."""
+    """Scalars as TensorBoard events.
+
+    Written here and not by tensorboardX's `SummaryWriter`, whose thread dies with a traceback where the disk is full.
+    """
 
     def __init__(self, folder: str | Path):
-        self._folder = str(folder)
+        self._folder = Path(folder)
         self._events: Any = None
 
     def resume(self, step: int) -> None:
-        self._open(purge_step=step + 1)
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+        restart = SessionLog(status=SessionLog.START)  # of these steps earlier events are not shown
+        self._write([Event(wall_time=time.time(), step=step + 1, session_log=restart)])
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        if self._events is None:
-            self._open(purge_step=None)
-        with files.disk_errors(self._folder):
-            for key, value in metrics.items():
-                self._events.add_scalar(key, value, step)
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.summary import scalar
+
+        now = time.time()
+        self._write(Event(wall_time=now, step=step, summary=scalar(key, value)) for key, value in metrics.items())
 
     def close(self) -> None:
-        if self._events is not None:
-            self._events.close()
+        events, self._events = self._events, None
+        if events is not None:
+            with files.disk_errors(self._folder):
+                events.close()
 
-    def _open(self, purge_step: int | None) -> None:
-        from tensorboardX import SummaryWriter
+    def _write(self, events: Iterable[Any]) -> None:
+        from tensorboardX.event_file_writer import EventsWriter
 
         with files.disk_errors(self._folder):
-            self._events = SummaryWriter(self._folder, purge_step=purge_step)
+            if self._events is None:
+                self._folder.mkdir(parents=True, exist_ok=True)
+                self._events = EventsWriter(str(self._folder / "events"))
+            for event in events:
+                self._events.write_event(event)
+            self._events.flush()
 
 
 class WandbWriter:
@@ -133,8 +149,12 @@ class Writers:
     def __enter__(self) -> "Writers":
         return self
 
-    def __exit__(self, *_) -> None:
-        self.close()
+    def __exit__(self, kind, *_) -> None:
+        try:
+            self.close()
+        except WorldEnvError:
+            if kind is None:  # else the error under way is the one to show
+                raise
 
     def resume(self, step: int) -> None:
         for writer in self._writers:
@@ -146,8 +166,9 @@ class Writers:
             writer.write(step, numbers)
 
     def close(self) -> None:
-        for writer in self._writers:
-            writer.close()
+        with contextlib.ExitStack() as stack:  # all are closed, also where one cannot be
+            for writer in self._writers:
+                stack.callback(writer.close)
 
 
 def make_writer(folder: str | Path, name: str, *, wandb_project: str | None = None) -> Writers:
