@@ -63,13 +63,21 @@ def finish(process: subprocess.Popen, log: Path) -> None:
         raise WorldEnvError(f"the command failed with exit code {process.returncode}: {log.read_text()[-1000:]}")
 
 
+def _is_whole(step: Path) -> bool:
+    """Whether this is a checkpoint, and not one that was being deleted."""
+    sums = step / "checksums.json"
+    return (
+        step.name.isdigit() and sums.exists() and all((step / name).exists() for name in json.loads(sums.read_text()))
+    )
+
+
 def truncate_newest(workdir: Path, truncated: set[int]) -> bool:
     """Cuts the largest file of a newest checkpoint that is not the only one; False where there is none such.
 
     `truncated`: inodes of the files that have been cut; a checkpoint is not cut again before it has been read.
     """
     for last in workdir.rglob("last"):
-        steps = sorted((path for path in last.iterdir() if path.name.isdigit()), key=lambda path: int(path.name))
+        steps = sorted((path for path in last.iterdir() if _is_whole(path)), key=lambda path: int(path.name))
         if len(steps) > 1:
             largest = max(
                 (path for path in steps[-1].rglob("*") if path.is_file()), key=lambda path: path.stat().st_size
