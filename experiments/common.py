@@ -72,9 +72,16 @@ def use_compilation_cache() -> None:
 
 
 def use_every_core() -> None:
-    """On a CPU the cores become devices of one mesh: XLA leaves half of a small model's operations on one thread."""
+    """On a CPU the cores become devices of one mesh: XLA leaves half of a small model's operations on one thread.
+
+    Where the config wants all devices: one of several has the threads of one core only.
+    """
     alone = not (FLAGS.distributed or FLAGS.coordinator)
-    if alone and "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+    if (
+        alone
+        and config_from_flags().mesh.data == 0
+        and "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", "")
+    ):
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         jax.config.update("jax_num_cpu_devices", min(8, 1 << (cores.bit_length() - 1)))
         # With as many threads as devices, one that waits for the others' part of a sum can keep them from running.

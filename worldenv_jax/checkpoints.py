@@ -15,17 +15,17 @@ checksums (CRC-32 of every file, written before the rename) find that too.
 
 import contextlib
 import json
+import logging
 import shutil
 import zlib
 from collections.abc import Iterator, Mapping
-from logging import LogRecord
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from absl import logging
+from absl import logging as absl_logging
 from jax.experimental import multihost_utils
 
 from worldenv_jax.errors import WorldEnvError
@@ -47,9 +47,10 @@ class Restored(NamedTuple):
     metadata: dict[str, Any]
 
 
-def _is_not_raised_too(record: LogRecord) -> bool:
-    """False for the tracebacks that Orbax logs of what it then raises."""
-    return not (record.exc_info and "orbax" in record.pathname)
+def _is_not_raised_too(record: logging.LogRecord) -> bool:
+    """False for the tracebacks that Orbax and its event loop log of a full disk, which is then raised, too."""
+    error = record.exc_info and str(record.exc_info[1])
+    return not (error and any(words in error for words in _FULL_DISK))
 
 
 class Checkpointer:
@@ -76,7 +77,8 @@ class Checkpointer:
         self.folder = Path(folder).resolve()
         self._config = dict(config or {})
         self._asynchronous = asynchronous
-        logging.get_absl_logger().addFilter(_is_not_raised_too)
+        for logger in ("absl", "asyncio"):
+            logging.getLogger(logger).addFilter(_is_not_raised_too)
         self._last = _manager(self.folder / "last", keep)
         self._best = _manager(self.folder / "best", 1)
 
@@ -218,7 +220,7 @@ def load_params(folder: str | Path, abstract_params: Any = None, *, best: bool =
                 raise
             except Exception as error:  # Orbax and TensorStore report damage with many types
                 reasons.append(f"{slot}/{step.number}: {_first_line(error)}")
-                logging.warning("checkpoint %s is unreadable: %s", folder, reasons[-1])
+                absl_logging.warning("checkpoint %s is unreadable: %s", folder, reasons[-1])
     raise CheckpointError(f"no readable checkpoint in {folder}" + (f" ({'; '.join(reasons)})" if reasons else ""))
 
 
@@ -283,7 +285,9 @@ def _crc32(path: Path) -> int:
 
 def _put_aside(manager: ocp.CheckpointManager, unreadable: Mapping[int, str], used: int) -> None:
     for step, reason in unreadable.items():
-        logging.warning("checkpoint %s/%d is unreadable (%s): using step %d", manager.directory, step, reason, used)
+        absl_logging.warning(
+            "checkpoint %s/%d is unreadable (%s): using step %d", manager.directory, step, reason, used
+        )
         source = Path(manager.directory) / str(step)
         if jax.process_index() == 0:
             aside = source.with_name(f"corrupt-{step}")

@@ -246,8 +246,13 @@ def libero_small() -> ExperimentConfig:
         reflector_training=ReflectorStageConfig(2000, 8, optimizer=_adam(5e-4, 2000, 0.01)),
         rollout=RolloutConfig(num_chunks=OBJECT_CHUNKS),
         post_training=PostTrainingConfig(
-            iterations=20, starts=4, held_out_starts=16, optimizer=OptimizerConfig(learning_rate=1e-5, micro_batches=4)
+            iterations=20,
+            starts=4,
+            chunks_at_once=5,
+            held_out_starts=16,
+            optimizer=OptimizerConfig(learning_rate=1e-5),
         ),
+        mesh=MeshConfig(data=0),
     )
 
 

@@ -6,10 +6,12 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from worldenv_jax.data.episodes import Episode
 from worldenv_jax.data.windows import padded_chunk
 from worldenv_jax.envs.runner import ActFn
+from worldenv_jax.mesh import shard_state, split_rows
 from worldenv_jax.types import EpisodeSpec, Observation, Params, PolicyFn, Statistics, Text
 
 # Rows that the policy sees at once, whatever the number of slots: sums are rounded differently in another batch size,
@@ -17,7 +19,9 @@ from worldenv_jax.types import EpisodeSpec, Observation, Params, PolicyFn, Stati
 BATCH = 8
 
 
-def policy_actor(policy: PolicyFn, params: Params, statistics: Statistics, prompts: Text, key: jax.Array) -> ActFn:
+def policy_actor(
+    policy: PolicyFn, params: Params, statistics: Statistics, prompts: Text, key: jax.Array, mesh: Mesh
+) -> ActFn:
     """Wraps a `PolicyFn` for `run_episodes`.
 
     Args:
@@ -26,7 +30,9 @@ def policy_actor(policy: PolicyFn, params: Params, statistics: Statistics, promp
       statistics: maps its normalised actions to environment actions.
       prompts: tokenised instruction of every task, [tasks, N].
       key: noise of an episode's chunk depends on (key, task, seed, chunk) only, not on who runs beside it.
+      mesh: devices that share the rows.
     """
+    params = shard_state(params, mesh)
 
     @jax.jit
     def act_on_device(params, images, proprio, tasks, seeds, chunks):
@@ -39,7 +45,7 @@ def policy_actor(policy: PolicyFn, params: Params, statistics: Statistics, promp
         numbers = [[s.task for s in specs], [s.seed for s in specs], list(chunks)]
         columns = [images, proprio, *(np.array(column, np.int32) for column in numbers)]
         parts = [
-            act_on_device(params, *(_pad(column[first : first + BATCH]) for column in columns))
+            act_on_device(params, *split_rows([_pad(column[first : first + BATCH]) for column in columns], mesh))
             for first in range(0, len(specs), BATCH)
         ]
         return np.concatenate(parts)[: len(specs)]

@@ -42,7 +42,7 @@ from worldenv_jax.training import cloning, collecting, evaluating, gating, imagi
 from worldenv_jax.training import simulator_training as simulation
 from worldenv_jax.training.acting import policy_actor, replay_actor
 from worldenv_jax.training.models import Models, from_lists
-from worldenv_jax.training.workdir import Workdir
+from worldenv_jax.training.workdir import Workdir, mesh_from_config
 from worldenv_jax.types import Array, EpisodeSpec, GeometryFn, Params, Statistics
 
 # Whose success can be measured: finished models, by the names of their evaluations, and what to compare them with.
@@ -241,7 +241,8 @@ def evaluate(run: Run, policy: str, starts: str | None = None, termination: str 
 def _mean_actor(run: Run, policy: str) -> ActFn:
     models, key = run.models, jax.random.key(run.config.seed)
     params = run.params(POLICIES[policy])
-    return policy_actor(models.policy(deterministic=True), params, models.statistics, models.policy_prompts, key)
+    mesh = mesh_from_config(run.config.mesh)
+    return policy_actor(models.policy(deterministic=True), params, models.statistics, models.policy_prompts, key, mesh)
 
 
 def _replay_actor(run: Run) -> ActFn:
