@@ -66,7 +66,7 @@ def workdir(tmp_path_factory):
         frames[:, 0], frames, valid, np.array([True, False]), {"simulator": other, "no_action": other}
     )
     judge = {"auroc": 0.5, "false_positive_rate": 0.4, "calibration_error": 0.3}
-    result = gate.evaluate_gate(figures, {"true": judge}, {"correlation": 0.5}, gate.GateConfig())
+    result = gate.evaluate_gate(figures, {"true": judge}, {"imagined": {"correlation": 0.5}}, gate.GateConfig())
     sensitivity = video_quality.action_sensitivity(frames, valid, frames, other)
     files.write_json(
         folder / "gate.json",
