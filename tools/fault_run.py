@@ -74,7 +74,7 @@ def _is_whole(step: Path) -> bool:
 def truncate_newest(workdir: Path, truncated: set[int]) -> bool:
     """Cuts the largest file of a newest checkpoint that is not the only one; False where there is none such.
 
-    `truncated`: inodes of the files that have been cut; a checkpoint is not cut again before it has been read.
+    `truncated`: inodes of the checkpoints that have been cut; none is cut again before it has been read.
     """
     for last in workdir.rglob("last"):
         steps = sorted((path for path in last.iterdir() if _is_whole(path)), key=lambda path: int(path.name))
