@@ -9,12 +9,12 @@ With --suites each suite has a workdir of its own, WORKDIR/<suite>, and a table 
 """
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 from absl import flags
 from common import FLAGS, config_from_flags, run_script, run_stages, workdir_from_flags
 
+from worldenv_jax.errors import WorldEnvError
 from worldenv_jax.evaluation.summary import align_columns
 from worldenv_jax.training import pipeline
 
@@ -27,12 +27,12 @@ def main() -> None:
     if not FLAGS.suites:
         run_stages(f"collect_{FLAGS.what}")
         return
-    rows = []
+    rows, config = [], config_from_flags()
+    if (name := config.environment.name) != "libero":
+        raise WorldEnvError(f"--suites are LIBERO's, the world is {name}: choose another --config")
     for suite in FLAGS.suites:
-        config = config_from_flags()
-        run = pipeline.Run(
-            replace(config, environment=replace(config.environment, suite=suite)), workdir_from_flags() / suite
-        )
+        config = replace(config, environment=replace(config.environment, suite=suite))
+        run = pipeline.Run(config, workdir_from_flags() / suite)
         try:
             pipeline.start(run)
             pipeline.STAGES[f"collect_{FLAGS.what}"](run)
@@ -45,8 +45,8 @@ def main() -> None:
 def describe(run: pipeline.Run) -> tuple[str, ...]:
     """The cells of a suite's row."""
     episodes = run.workdir.episodes(FLAGS.what)
-    data = Path(run.workdir / "data" / FLAGS.what)
-    size = sum(path.stat().st_size for path in data.rglob("*") if path.is_file())
+    data = (run.workdir / "data" / FLAGS.what).rglob("*")
+    size = sum(path.stat().st_size for path in data if path.is_file())
     return (
         str(len(episodes)),
         str(sum(episode.succeeded for episode in episodes)),

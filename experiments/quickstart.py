@@ -19,6 +19,7 @@ from worldenv_jax import files
 from worldenv_jax.configs import ExperimentConfig, apply_variant
 from worldenv_jax.errors import WorldEnvError
 from worldenv_jax.evaluation.summary import aggregate, aggregate_table
+from worldenv_jax.overrides import diff_configs, to_dict
 from worldenv_jax.training import pipeline
 
 flags.DEFINE_bool("from_scratch", False, "Train everything instead of using the shipped models.")
@@ -45,6 +46,14 @@ def run_once(config: ExperimentConfig, folder: Path) -> dict:
         run.close()
 
 
+def finished_summary(config: ExperimentConfig, folder: Path) -> dict | None:
+    """What a finished run of this config has left in the folder, or None."""
+    if not (folder / "summary.json").exists():
+        return None
+    summary = files.read_json(folder / "summary.json")
+    return summary if not diff_configs(summary["config"], to_dict(config)) else None
+
+
 def main() -> None:
     """Every seed of every variant; with more than one run, a table over all."""
     root = Path(FLAGS.workdir or "runs/quickstart")
@@ -56,8 +65,7 @@ def main() -> None:
         for seed in range(FLAGS.seeds):
             config = apply_variant(replace(config_from_flags(), seed=seed), variant)
             folder = root / f"{variant}_seed{seed}"
-            finished = folder / "summary.json"
-            summaries.append(files.read_json(finished) if finished.exists() else run_once(config, folder))
+            summaries.append(finished_summary(config, folder) or run_once(config, folder))
     rows = aggregate(summaries)
     files.write_json(root / "aggregate.json", rows)
     print(aggregate_table(rows))

@@ -5,6 +5,7 @@ import importlib
 import json
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 
+from worldenv_jax.configs import get_config
 from worldenv_jax.data.rlds import open_episodes
 from worldenv_jax.envs.base import EpisodeError, split_slots
 from worldenv_jax.envs.tabletop import TabletopConfig, TabletopEnvironment
@@ -91,6 +93,18 @@ def test_resumed_equals_straight_to_the_bit(straight, resumed, model):
             np.testing.assert_array_equal(a, b, err_msg=name)
 
     compare(first, second, model)
+
+
+def test_a_finished_run_is_read_for_its_own_config_only(straight):
+    quickstart, config = importlib.import_module("quickstart"), get_config("debug")
+    assert quickstart.finished_summary(config, straight)["seed"] == 0
+    assert quickstart.finished_summary(replace(config, seed=1), straight) is None
+    assert quickstart.finished_summary(config, straight / "nothing") is None
+
+
+def test_suites_are_of_libero(tmp_path):
+    with pytest.raises(WorldEnvError, match="the world is tabletop"):
+        run("collect", tmp_path, "--suites=libero_object")
 
 
 def test_what_a_run_leaves(straight):
