@@ -79,12 +79,13 @@ def truncate_newest(workdir: Path, truncated: set[int]) -> bool:
     for last in workdir.rglob("last"):
         steps = sorted((path for path in last.iterdir() if _is_whole(path)), key=lambda path: int(path.name))
         if len(steps) > 1:
-            largest = max(
-                (path for path in steps[-1].rglob("*") if path.is_file()), key=lambda path: path.stat().st_size
-            )
-            if largest.stat().st_ino not in truncated:
+            newest = steps[-1]
+            if newest.stat().st_ino not in truncated:
+                largest = max(
+                    (file for file in newest.rglob("*") if file.is_file()), key=lambda file: file.stat().st_size
+                )
                 os.truncate(largest, largest.stat().st_size // 2)
-                truncated.add(largest.stat().st_ino)
+                truncated.add(newest.stat().st_ino)
                 return True
     return False
 
