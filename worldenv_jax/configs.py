@@ -2,8 +2,8 @@
 """Every setting of an experiment in one frozen tree, and the presets.
 
 A preset is chosen with `--config=<name>` and changed with `--set=group.key=value` (`overrides.py`). The same model
-classes run at every size: `debug` (tests), `tabletop` (a laptop), `libero_debug`, `libero_small` (one GPU or a patient
-CPU), `libero_full` (the paper's sizes).
+classes run at every size: `debug` (tests), `tabletop` (a laptop), `libero_debug`, `libero_cpu` (four cores and
+hours), `libero_small` (one GPU), `libero_full` (the paper's sizes).
 """
 
 import difflib
@@ -231,6 +231,28 @@ def libero_debug() -> ExperimentConfig:
 OBJECT_CHUNKS = 35
 
 
+def libero_cpu() -> ExperimentConfig:
+    """LIBERO-Object, two 64 px views, every model trained from scratch at the tabletop's size: hours on four cores."""
+    base = tabletop()
+    return replace(
+        base,
+        environment=EnvironmentConfig("libero", "libero_object", tasks=10, image_size=64, views=2, slots=8),
+        collect=CollectConfig(exploration_per_task=20),
+        policy=PolicyConfig.libero_cpu(),
+        simulator=SimulatorConfig.libero_cpu(),
+        reflector=ReflectorConfig.libero_cpu(),
+        augmentation=AugmentationConfig(shift=2, brightness=0.1, contrast=0.1),
+        cloning=_stage(3000, 64, 1e-3, 0.01),
+        scale_head=_stage(300, 64, 1e-3, trainable=SCALE_HEAD),
+        autoencoder=_stage(1500, 16, 2e-3),
+        denoiser=_stage(4000, 16, 2e-3, ema_decay=0.995),
+        reflector_training=ReflectorStageConfig(1500, 8, optimizer=_adam(1e-3, 1500, 0.01)),
+        rollout=RolloutConfig(num_chunks=20),  # successes take 98 to 153 steps
+        post_training=replace(base.post_training, starts=8, chunks_at_once=5, held_out_starts=32),
+        evaluation=EvaluationConfig(episodes_per_task=20),
+    )
+
+
 def libero_small() -> ExperimentConfig:
     """LIBERO-Object, two 128 px views, every model trained from scratch: one GPU, or a CPU and patience."""
     return ExperimentConfig(
@@ -312,7 +334,7 @@ def libero_full() -> ExperimentConfig:
     )
 
 
-PRESETS = {preset.__name__: preset for preset in (tabletop, debug, libero_debug, libero_small, libero_full)}
+PRESETS = {preset.__name__: preset for preset in (tabletop, debug, libero_debug, libero_cpu, libero_small, libero_full)}
 
 
 def get_config(name: str) -> ExperimentConfig:

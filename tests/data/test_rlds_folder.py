@@ -107,6 +107,14 @@ def test_what_a_killed_writer_leaves_is_not_read(tmp_path):
     assert add_episodes(tmp_path, [sample_episode(1)]).name == "0001"
 
 
+def test_a_folder_that_lists_no_shards_is_an_error(folder, tmp_path):
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    info = json.loads((copy / "dataset_info.json").read_text())
+    (copy / "dataset_info.json").write_text(json.dumps({**info, "splits": []}))
+    with pytest.raises(DataError, match="lists no shards"):
+        RldsFolder(copy)
+
+
 def test_array_record_is_read_too(folder, tmp_path):
     from array_record.python.array_record_module import ArrayRecordWriter
 

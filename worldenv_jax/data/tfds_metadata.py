@@ -55,7 +55,7 @@ def read_dataset_info(folder: Path) -> DatasetInfo:
     """Reads dataset_info.json.
 
     Raises:
-        DataError: it is missing or has another layout.
+        DataError: it is missing, has another layout, or lists no shards.
     """
     path = folder / "dataset_info.json"
     info = _read_json(path)
@@ -68,6 +68,8 @@ def read_dataset_info(folder: Path) -> DatasetInfo:
                 shards.append(Shard(str(split["name"]), file, length))
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(path, f"not TFDS's dataset_info.json: {error!r}") from error
+    if not shards:
+        raise DataError(path, "lists no shards: no episode can be read")
     return DatasetInfo(name, file_format, tuple(shards))
 
 

@@ -122,6 +122,11 @@ class PolicyConfig:
         return cls(**fields | changes)
 
     @classmethod
+    def libero_cpu(cls, **changes) -> "PolicyConfig":
+        """Two 64 px views; trains from scratch on a CPU in half an hour."""
+        return cls.tabletop(**{"views": 2, "text_length": 48} | changes)
+
+    @classmethod
     def libero_small(cls, **changes) -> "PolicyConfig":
         """Two 128 px views; trains from scratch on one GPU, or on a CPU with patience."""
         fields = {

@@ -74,6 +74,11 @@ class ReflectorConfig:
         return cls(_small(vision, language, 2), 64, max_frames=49, text_length=16)
 
     @classmethod
+    def libero_cpu(cls) -> "ReflectorConfig":
+        """Two 64 px views of LIBERO-Object (280 steps), 4 tokens per view."""
+        return replace(cls.tabletop(), views=2, max_frames=289, text_length=48)
+
+    @classmethod
     def libero_small(cls) -> "ReflectorConfig":
         """Two 128 px views of LIBERO-Object (280 steps), 4 tokens per view."""
         vision = ViTConfig(128, 16, 128, 4, 4, 384)

@@ -111,6 +111,11 @@ class SimulatorConfig:
         return replace(config, ddim_steps=1, change_variance=0.2)
 
     @classmethod
+    def libero_cpu(cls) -> "SimulatorConfig":
+        """64 px, agentview and wrist, chunks of 8: the tabletop's sizes for two views, an hour on a CPU."""
+        return replace(cls.tabletop(), views=2, hand_views=(1,), max_chunks=64)
+
+    @classmethod
     def libero_small(cls) -> "SimulatorConfig":
         """128 px, agentview and wrist, chunks of 8: one GPU, or a patient CPU."""
         autoencoder = AutoencoderConfig(64, (1, 1), 1, 16, 4, norm_groups=8, shortcut=True, kl_weight=2e-6)
