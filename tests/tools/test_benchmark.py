@@ -9,6 +9,10 @@ import numpy as np
 import pytest
 
 from tools import benchmark
+from tools.benchmarks import models
+from tools.benchmarks import rollout as rollouts
+from tools.benchmarks.measure import make_starts
+from tools.benchmarks.rollout import NEVER, separate_parts
 from worldenv_jax.configs import get_config
 from worldenv_jax.errors import WorldEnvError
 from worldenv_jax.rollout import RolloutConfig, RolloutParams, imagine_rollout
@@ -20,7 +24,8 @@ COMMON = {"benchmark", "config", "figure", "device", "commit", "repeats", "peak_
 @pytest.fixture(autouse=True)
 def small_machine(monkeypatch):
     """The machine's rates are not what is tested here, and the compilation cache stays on."""
-    monkeypatch.setattr(benchmark, "measure_machine", lambda *_: {"matmul_gflops": 100.0})
+    for module in (models, rollouts):
+        monkeypatch.setattr(module, "measure_machine", lambda *_: {"matmul_gflops": 100.0})
     monkeypatch.setattr(benchmark.jax.config, "update", lambda *_: None)
 
 
@@ -37,6 +42,17 @@ def test_a_model(monkeypatch, capsys):
     assert set(line) >= COMMON | {"seconds", "compile_seconds", "flops", "utilisation", "peak_bytes", "machine"}
     assert line[line["figure"]] > 0
     assert line["utilisation"] == pytest.approx(line["flops"] / line["seconds"] / 100e9)
+
+
+def test_the_policy_and_its_update(monkeypatch, capsys):
+    line = run(monkeypatch, capsys, "policy", "--config=debug", "--batch=2", "--repeats=1")
+    assert 0 < line["language_model"]["flops"] < line["flops"] < line["update"]["flops"] < 5 * line["flops"]
+    config = get_config("debug").policy
+    assert line["tokens_per_second"] == pytest.approx(2 * config.sequence_length / line["seconds"])
+    llama, tokens = config.llama, 2 * config.sequence_length
+    products = 4 * llama.width**2 + 3 * llama.width * llama.mlp_width  # kv_heads = heads
+    attention = 2 * config.sequence_length * llama.width
+    assert line["language_model"]["flops"] == 2 * tokens * llama.layers * (products + attention)
 
 
 def test_data(monkeypatch, capsys):
@@ -72,12 +88,12 @@ def test_separate_parts_equal_the_fused_program():
 
     simulator = SimulatorFns(lambda params, keys, starts: starts.proprio, step)
     reflector = ReflectorFns(lambda params, starts: jnp.zeros(len(starts.task)), judge)
-    rollout = RolloutConfig(num_chunks=3, samples=2, threshold=benchmark.NEVER)
-    starts = benchmark.make_starts(get_config("debug"), 2)
+    rollout = RolloutConfig(num_chunks=3, samples=2, threshold=NEVER)
+    starts = make_starts(get_config("debug"), 2)
     starts = starts._replace(images=starts.images[..., :2, :4, :], proprio=np.full((2, 8), 0.3, np.float32))
     params = RolloutParams(0.5, None, None)
     whole = imagine_rollout(policy, simulator, reflector, params, jax.random.key(0), starts, rollout)
-    separate = benchmark.separate_parts(policy, simulator, reflector, rollout)
+    separate = separate_parts(policy, simulator, reflector, rollout)
     frames, reward = separate(params, jax.random.key(0), starts)
     difference = np.abs(np.stack(frames, axis=1).astype(int) - np.asarray(whole.frames))
     assert difference.max() <= 1  # rounding to uint8

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Speed of the training data's way from disk to batches."""
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from worldenv_jax.configs import ExperimentConfig
+from worldenv_jax.data.episodes import Episode
+from worldenv_jax.data.loader import load_batches
+from worldenv_jax.data.rlds import open_episodes, write_episodes
+from worldenv_jax.data.windows import BatchSampler, PolicyWindows, ReflectorWindows, SimulatorWindows
+from worldenv_jax.simulator import history_steps
+
+READ_AHEAD = 8  # batches that the loader keeps ready: so many are not counted
+
+
+def benchmark_data(config: ExperimentConfig, options: argparse.Namespace) -> dict[str, Any]:
+    """Training windows per second, read from disk, decoded, stacked and prefetched by the loader."""
+    batch = options.batch or config.denoiser.batch_size
+    with tempfile.TemporaryDirectory() as scratch:
+        written = lambda: write_episodes(
+            Path(scratch) / "episodes", synthetic_episodes(config), encoding=options.encoding
+        )
+        folder = options.folder or written()
+        episodes = open_episodes(folder)
+        longest = max(len(episode.success) for episode in episodes)
+        windows = {
+            "policy": PolicyWindows(episodes, config.policy.chunk),
+            "simulator": SimulatorWindows(
+                episodes, lambda t: history_steps(t, config.simulator.history), config.simulator.chunk
+            ),
+            "reflector": ReflectorWindows(episodes, longest),
+        }
+        rates = {}
+        for name, cuts in windows.items():
+            batches = load_batches(BatchSampler(cuts, batch, seed=0), ahead=READ_AHEAD)
+            for _ in range(READ_AHEAD):
+                next(batches)
+            began = time.perf_counter()
+            for _ in range(READ_AHEAD * options.repeats):
+                next(batches)
+            rates[name] = READ_AHEAD * options.repeats * batch / (time.perf_counter() - began)
+        shape = list(episodes[0].images.shape)
+    return {
+        "figure": "simulator_windows_per_second",
+        **{f"{name}_windows_per_second": rate for name, rate in rates.items()},
+        "shapes": {"batch": batch, "episodes": len(episodes), "episode_images": shape},
+        "source": str(options.folder or f"synthetic episodes, {options.encoding}"),
+    }
+
+
+def synthetic_episodes(config: ExperimentConfig, count: int = 16, steps: int = 48) -> list[Episode]:
+    """Episodes of a square that moves over a shaded ground; every second one succeeds."""
+    views, (height, width) = config.simulator.views, config.simulator.image_size
+    shade = np.linspace(60, 200, height * width * 3).reshape(height, width, 3).astype(np.uint8)
+    episodes = []
+    for seed in range(count):
+        images = np.tile(shade, (steps + 1, views, 1, 1, 1))
+        for t in range(steps + 1):
+            left = (t + 3 * seed) % (width - width // 8)
+            images[t, :, height // 3 : height // 2, left : left + width // 8] = (200, 40, 40)
+        episodes.append(
+            Episode(
+                images=images,
+                proprio=np.zeros((steps + 1, 8), np.float32),
+                actions=np.zeros((steps, 7), np.float32),
+                success=(np.arange(steps + 1) > steps - 4) & (seed % 2 == 0),
+                intrinsics=np.tile(np.eye(3, dtype=np.float32), (steps + 1, views, 1, 1)),
+                camera_pose=np.tile(np.eye(4, dtype=np.float32), (steps + 1, views, 1, 1)),
+                instruction="move the square",
+                task=0,
+                seed=seed,
+                split="train",
+                starts="shifted",
+                actor="expert",
+            )
+        )
+    return episodes
