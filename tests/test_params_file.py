@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Parameters as one file: what is written is read, in full and in half precision; damage is one clear error."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -19,6 +20,13 @@ def test_round_trip(tmp_path, dtype):
     np.testing.assert_array_equal(back["tower"]["kernel"], TREE["tower"]["kernel"])
     np.testing.assert_array_equal(back["tower"]["deep"]["bias"], [1.5, -2.25])
     assert back["tower"]["kernel"].dtype == np.float32 and back["count"].dtype == np.int32
+
+
+def test_bfloat16_stays(tmp_path):
+    save_params(tmp_path / "p.safetensors", {"kernel": KERNEL.astype(jnp.bfloat16)})
+    back = load_params(tmp_path / "p.safetensors")["kernel"]
+    assert back.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(back.astype(np.float32), KERNEL)
 
 
 def test_truncated_and_missing_files_are_named(tmp_path):

@@ -6,6 +6,7 @@
     python tools/benchmark.py simulator --batch=4 --set=simulator.unet.channels=64
     python tools/benchmark.py reflector --config=tabletop
     python tools/benchmark.py data --config=tabletop               # training windows/s from episodes on disk
+    python tools/benchmark.py load --config=libero_full --dtype=bfloat16 --set=policy.llama.layers=8
     python tools/benchmark.py machine
 
 Seconds are medians over `--repeats` calls after one that is not counted. Models have random parameters. `flops` are
@@ -27,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import jax  # noqa: E402
 
 from tools.benchmarks.data import benchmark_data  # noqa: E402
+from tools.benchmarks.loading import benchmark_load  # noqa: E402
 from tools.benchmarks.measure import measure_machine  # noqa: E402
 from tools.benchmarks.models import benchmark_policy, benchmark_reflector, benchmark_simulator  # noqa: E402
 from tools.benchmarks.rollout import benchmark_rollout  # noqa: E402
@@ -50,6 +52,7 @@ BENCHMARKS = {
     "simulator": benchmark_simulator,
     "reflector": benchmark_reflector,
     "data": benchmark_data,
+    "load": benchmark_load,
 }
 
 
@@ -62,7 +65,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, help="rows; by default those of the preset's post-training")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of the parameters")
-    parser.add_argument("--folder", type=Path, help="data: an RLDS folder instead of synthetic episodes")
+    parser.add_argument("--folder", type=Path, help="data: an RLDS folder or synthetic; load: for the file")
     parser.add_argument("--encoding", default="png", choices=IMAGE_ENCODINGS, help="data: of the synthetic episodes")
     return parser.parse_args()
 

@@ -49,7 +49,7 @@ def main(arguments: list[str] | None = None) -> None:
     add_episodes(data / "demonstrations", kinds["demonstration"])
     if kinds["exploration"]:
         add_episodes(data / "exploration", kinds["exploration"])
-    calibrate_workdir(workdir)
+    calibrate_workdir(workdir, config.pretrained)
     instructions = {episode.task: episode.instruction for _, episode in episodes}
     workdir.calibrate(instructions=[instructions[task] for task in sorted(instructions)])
     for kind, found in kinds.items():

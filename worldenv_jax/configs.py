@@ -70,6 +70,17 @@ class PostTrainingConfig:
 
 
 @dataclass(frozen=True)
+class PretrainedConfig:
+    """Paths of published checkpoints; empty: random parameters."""
+
+    policy: str = ""  # a folder in OpenVLA-OFT's layout
+    statistics: str = ""  # dataset in its dataset_statistics.json; may be left out where there is only one
+    simulator: str = ""  # an EVAC checkpoint
+    image_encoder: str = ""  # open_clip's weights, .pt, .bin or .safetensors
+    reflector: str = ""  # a folder with a LLaVA checkpoint
+
+
+@dataclass(frozen=True)
 class AugmentationConfig:
     """Of the images during cloning, on the device; zeros switch it off."""
 
@@ -105,6 +116,7 @@ class ExperimentConfig:
     policy: PolicyConfig = field(default_factory=PolicyConfig.tabletop)
     simulator: SimulatorConfig = field(default_factory=SimulatorConfig.tabletop)
     reflector: ReflectorConfig = field(default_factory=ReflectorConfig.tabletop)
+    pretrained: PretrainedConfig = PretrainedConfig()
     augmentation: AugmentationConfig = AugmentationConfig()
     cloning: StageConfig = StageConfig()
     scale_head: StageConfig = StageConfig()

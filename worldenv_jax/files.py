@@ -6,6 +6,7 @@ import errno
 import json
 import math
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,28 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
             _flush(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
+    """Yields a new temporary folder beside `path`, which must not exist; it becomes `path` when the block ends well.
+
+    After an exception it is removed. Missing parent folders are made. The files in it are for the caller to flush.
+
+    Raises:
+        WorldEnvError: the disk is full or the folder cannot be written.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with disk_errors(path):
+        temporary.mkdir(parents=True)
+        try:
+            yield temporary
+            _flush(temporary)
+            temporary.rename(path)
+            _flush(path.parent)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _flush(path: Path) -> None:

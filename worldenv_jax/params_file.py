@@ -4,8 +4,8 @@
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load, save
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
 from worldenv_jax import files
 from worldenv_jax.errors import WorldEnvError
@@ -26,7 +26,8 @@ def save_params(path: str | Path, params: Params, dtype: type | None = None) -> 
     _flatten(params, "", flat)
     if dtype is not None:
         flat = {k: v.astype(dtype) if np.issubdtype(v.dtype, np.floating) else v for k, v in flat.items()}
-    files.write_bytes(path, save(flat))
+    with files.atomic_path(path) as temporary:
+        save_file(flat, temporary)
 
 
 def load_params(path: str | Path) -> Params:
@@ -35,9 +36,9 @@ def load_params(path: str | Path) -> Params:
     Raises:
       WorldEnvError: the file is missing, truncated or not a safetensors file.
     """
-    path = Path(path)
     try:
-        flat = load(path.read_bytes())
+        with safe_open(path, framework="np") as file:  # knows bfloat16, which safetensors.numpy.load does not
+            flat = {name: file.get_tensor(name) for name in file.offset_keys()}
     except (OSError, SafetensorError) as error:
         raise WorldEnvError(f"cannot read parameters from {path}: {error}") from error
     tree: Params = {}

@@ -61,6 +61,13 @@ def test_data(monkeypatch, capsys):
     assert min(line[f"{kind}_windows_per_second"] for kind in ("policy", "simulator", "reflector")) > 0
 
 
+def test_loading(monkeypatch, capsys):
+    line = run(monkeypatch, capsys, "load", "--config=debug", "--dtype=bfloat16")
+    assert line["params_bytes"] == 2 * line["params"] > 0
+    assert line["params_bytes"] / 4 < line["largest_shard_bytes"] < line["params_bytes"]
+    assert line["peak_bytes"] >= line["before_bytes"] > 0
+
+
 def test_bad_arguments(monkeypatch, capsys):
     with pytest.raises(WorldEnvError, match="at least 1"):
         run(monkeypatch, capsys, "policy", "--config=debug", "--repeats=0")

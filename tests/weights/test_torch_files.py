@@ -38,9 +38,10 @@ def test_reads_what_torch_writes_and_torch_reads_what_we_write(tmp_path):
     half = state["model"]["half"]
     np.testing.assert_array_equal(loaded["model"]["half"].astype(np.float32), half.float().numpy())
     assert loaded["step"] == 3 and loaded["names"] == ["x", None] and loaded["model"]["count"] == 7
-    save_torch_file(tmp_path / "ours.pt", {"w": base.numpy(), "h": half.float().numpy().astype(jnp.bfloat16)})
+    ours = {"w": base.numpy(), "inside": {"h": half.float().numpy().astype(jnp.bfloat16)}, "empty": {}}
+    save_torch_file(tmp_path / "ours.pt", ours)
     back = torch.load(tmp_path / "ours.pt", weights_only=True)
-    assert torch.equal(back["w"], base) and torch.equal(back["h"], half)
+    assert torch.equal(back["w"], base) and torch.equal(back["inside"]["h"], half) and back["empty"] == {}
 
 
 class _Hostile:

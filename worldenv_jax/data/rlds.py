@@ -10,7 +10,6 @@ flushed, and renamed. A dataset grows by further folders (`add_episodes` numbers
 import contextlib
 import functools
 import os
-import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -39,7 +38,7 @@ from worldenv_jax.data.tfds_metadata import (
     write_dataset_info,
 )
 from worldenv_jax.data.tfrecord import TFRecordFile, TFRecordWriter
-from worldenv_jax.files import disk_errors
+from worldenv_jax.files import atomic_folder
 
 _READERS = {"tfrecord": TFRecordFile, "array_record": ArrayRecordFile}
 _SHARD_BYTES = 256 << 20
@@ -254,16 +253,8 @@ def write_episodes(
         raise ValueError(f"got encoding {encoding!r}, expected one of {IMAGE_ENCODINGS}")
     if folder.exists():
         raise DataError(folder, "exists already; datasets are never overwritten, choose another folder")
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    with disk_errors(folder):
-        temporary.mkdir(parents=True)
-        try:
-            _write_folder(temporary, folder, episodes, name, encoding)
-            _flush_folder(temporary)
-            temporary.rename(folder)
-            _flush_folder(folder.parent)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+    with atomic_folder(folder) as temporary:
+        _write_folder(temporary, folder, episodes, name, encoding)
     return folder
 
 
@@ -296,11 +287,3 @@ def _write_folder(temporary: Path, folder: Path, episodes: Iterable[Episode], na
         for split, writers in shards.items()
     }
     write_dataset_info(temporary, name, splits)
-
-
-def _flush_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

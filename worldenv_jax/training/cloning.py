@@ -16,8 +16,9 @@ import numpy as np
 from worldenv_jax.configs import AugmentationConfig, ExperimentConfig
 from worldenv_jax.data.episodes import Episode
 from worldenv_jax.data.windows import BatchSampler, PolicyWindows
-from worldenv_jax.policy import PolicyConfig, init_policy, laplace_log_prob, policy_distribution
+from worldenv_jax.policy import PolicyConfig, laplace_log_prob, policy_distribution
 from worldenv_jax.training.models import Models
+from worldenv_jax.training.pretrained import initial_policy
 from worldenv_jax.training.train_state import LossFn
 from worldenv_jax.training.workdir import Workdir, mesh_from_config, run_training
 from worldenv_jax.types import Array, Observation, Params, Statistics
@@ -82,7 +83,8 @@ def clone_policy(
     action_loss = make_action_loss(config.policy, models.statistics, augmentation)
     scale_loss = make_scale_loss(config.policy, models.statistics, augmentation)
     episodes = [replace(episode, images=np.asarray(episode.images[:])) for episode in demonstrations]
-    params, mesh = init_policy(config.policy, jax.random.key(config.seed)), mesh_from_config(config.mesh)
+    mesh = mesh_from_config(config.mesh)
+    params = initial_policy(config, jax.random.key(config.seed), mesh)
     for name, loss, stage, offset in (
         ("clone_policy", action_loss, config.cloning, 1),
         ("scale_head", scale_loss, config.scale_head, 2),

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from worldenv_jax.configs import ExperimentConfig
+from worldenv_jax.configs import ExperimentConfig, PretrainedConfig
 from worldenv_jax.data.episodes import Episode
 from worldenv_jax.data.rlds import add_episodes, open_episodes
 from worldenv_jax.data.statistics import compute_statistics, statistics_from_dict
@@ -22,6 +22,7 @@ from worldenv_jax.metrics import Progress
 from worldenv_jax.simulator import fit_kinematics
 from worldenv_jax.training.acting import policy_actor
 from worldenv_jax.training.models import Models, to_lists
+from worldenv_jax.training.pretrained import published_statistics
 from worldenv_jax.training.workdir import Workdir, mesh_from_config
 from worldenv_jax.types import EpisodeSpec, Params
 
@@ -65,17 +66,16 @@ def collect_demonstrations(config: ExperimentConfig, workdir: Workdir, environme
             "collect.demonstration_noise"
         )
     if "statistics" not in workdir.calibration:  # shipped models bring those that they were trained with
-        calibrate_workdir(workdir)
+        calibrate_workdir(workdir, config.pretrained)
 
 
-def calibrate_workdir(workdir: Workdir) -> None:
-    """Statistics and kinematics of the demonstrations, for the models."""
+def calibrate_workdir(workdir: Workdir, pretrained: PretrainedConfig) -> None:
+    """Statistics (of the demonstrations, or those of a published policy) and kinematics, for the models."""
     root = workdir / "data" / "demonstrations"
     episodes = list(open_episodes(root))
     kinematics = fit_kinematics([e.proprio for e in episodes], [e.actions for e in episodes])
-    workdir.calibrate(
-        statistics=to_lists(statistics_from_dict(compute_statistics(episodes), root)), kinematics=to_lists(kinematics)
-    )
+    statistics = published_statistics(pretrained) or statistics_from_dict(compute_statistics(episodes), root)
+    workdir.calibrate(statistics=to_lists(statistics), kinematics=to_lists(kinematics))
 
 
 def collect_exploration(

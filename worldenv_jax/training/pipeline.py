@@ -42,6 +42,7 @@ from worldenv_jax.training import cloning, collecting, evaluating, gating, imagi
 from worldenv_jax.training import simulator_training as simulation
 from worldenv_jax.training.acting import policy_actor, replay_actor
 from worldenv_jax.training.models import Models, from_lists
+from worldenv_jax.training.pretrained import complete_config
 from worldenv_jax.training.workdir import Workdir, mesh_from_config
 from worldenv_jax.types import Array, EpisodeSpec, GeometryFn, Params, Statistics
 
@@ -77,7 +78,7 @@ class Run:
                 "simulator.unet.geometry_width is not 0: the scripts know no geometry encoder, make the run in Python "
                 "by pipeline.Run(config, folder, geometry=your_function)"
             )
-        self.config = config
+        self.config = complete_config(config)
         self.geometry, self.geometry_params = geometry, geometry_params
         self.workdir = Workdir(folder, to_dict(config))
 
@@ -186,7 +187,10 @@ def train_simulator(run: Run) -> None:
     if run.config.collect.train_on_exploration:
         episodes += in_memory(run.exploration[0])
     params = simulation.train_autoencoder(run.config, run.workdir, episodes)
-    run.workdir.calibrate(latent_scale=simulation.latent_scale(run.config, params, episodes))
+    # EVAC's denoiser knows latents in its own scale, the config's.
+    published = run.config.pretrained.simulator
+    scale = run.config.simulator.latent_scale if published else simulation.latent_scale(run.config, params, episodes)
+    run.workdir.calibrate(latent_scale=scale)
     models = run.models
     if run.geometry_params:
         params = {**params, "geometry_encoder": run.geometry_params}

@@ -17,10 +17,11 @@ from worldenv_jax.data.episodes import Episode
 from worldenv_jax.data.windows import BatchSampler, ReflectorWindows
 from worldenv_jax.evaluation.reflector_quality import choose_threshold, fit_temperature
 from worldenv_jax.mesh import split_rows
-from worldenv_jax.reflector import init_reflector, reflector_loss
+from worldenv_jax.reflector import reflector_loss
 from worldenv_jax.rollout import RolloutConfig, RolloutParams, imagine_rollout
 from worldenv_jax.simulator import check_actions
 from worldenv_jax.training.models import Models, take_rows
+from worldenv_jax.training.pretrained import initial_reflector
 from worldenv_jax.training.workdir import Workdir, mesh_from_config, run_training
 from worldenv_jax.types import Array, Params, Prediction, ReflectorFns, Rollout, Starts, Text
 
@@ -58,7 +59,8 @@ def train_reflector(
     def loss(params: Params, key: Array, batch: ReflectorBatch) -> tuple[Array, dict[str, Array]]:
         return reflector_loss(config.reflector, params, batch.frames, batch.text, batch.labels, batch.mask)
 
-    params, mesh = init_reflector(config.reflector, jax.random.key(config.seed + 3)), mesh_from_config(config.mesh)
+    mesh = mesh_from_config(config.mesh)
+    params = initial_reflector(config, jax.random.key(config.seed + 3), mesh)
     return run_training(workdir, "reflector", stage, mesh, params, loss, batch_fn, jax.random.key(config.seed + 4))
 
 

@@ -28,6 +28,7 @@ from worldenv_jax.simulator import (
     init_simulator,
     measure_latent_scale,
 )
+from worldenv_jax.training.pretrained import initial_simulator
 from worldenv_jax.training.workdir import Workdir, mesh_from_config, run_training
 from worldenv_jax.types import Array, Camera, GeometryFn, Params, Statistics
 
@@ -48,7 +49,7 @@ def train_autoencoder(config: ExperimentConfig, workdir: Workdir, episodes: Sequ
         [np.asarray(episode.images[:]).reshape(-1, *episode.images.shape[2:]) for episode in episodes]
     )
     stage, seed = config.autoencoder, config.seed
-    params = init_simulator(config.simulator, jax.random.key(seed))
+    params = initial_simulator(config, init_simulator(config.simulator, jax.random.key(seed)))
 
     def loss(params: Params, key: Array, batch: Array) -> tuple[Array, dict[str, Array]]:
         return autoencoder_loss(config.simulator, {"autoencoder": params}, key, batch)

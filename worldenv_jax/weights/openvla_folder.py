@@ -25,7 +25,15 @@ import numpy as np
 from worldenv_jax.policy.config import PolicyConfig
 from worldenv_jax.types import Params
 from worldenv_jax.weights import openvla_oft as tables
-from worldenv_jax.weights.name_tables import Row, Tensors, bind, export_tensors, import_params, name_differences
+from worldenv_jax.weights.name_tables import (
+    Row,
+    Tensors,
+    bind,
+    check_names,
+    export_tensors,
+    import_params,
+    name_differences,
+)
 from worldenv_jax.weights.safetensors_files import INDEX, open_safetensors, save_safetensors
 from worldenv_jax.weights.torch_files import load_torch_file, save_torch_file
 
@@ -118,8 +126,10 @@ def save_policy(
     """
     if "lora" in params:
         raise ValueError("save_policy writes a merged model: call policy.merge_adapters first (or save_adapter)")
-    folder.mkdir(parents=True, exist_ok=True)
     model = {"params": {name: params["params"][name] for name in tables.ADAPTED}, "unused": params.get("unused", {})}
+    shapes = lambda tree: {name: entry.shape for name, entry in bind(tables.model_rows(config), tree).items()}
+    check_names(shapes(tables.abstract_model(config)), shapes(model), "the policy to be saved")
+    folder.mkdir(parents=True, exist_ok=True)
     _save_shards(folder, tables.model_rows(config), model, shard_bytes)
     for name, rows in tables.head_rows(config).items():
         if name in params["params"]:

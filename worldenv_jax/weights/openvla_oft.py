@@ -93,6 +93,14 @@ def abstract_model(config: PolicyConfig) -> Params:
     return {"params": {name: params[name] for name in ADAPTED}, "unused": unused}
 
 
+def abstract_policy(config: PolicyConfig) -> Params:
+    """Shapes of {"params", "unused"}, the model and every head: what `openvla_folder` loads and saves."""
+    policy = abstract_model(config)
+    for name in head_rows(config):
+        policy["params"] |= abstract_head(config, name)["params"]
+    return policy
+
+
 def abstract_adapter(config: PolicyConfig) -> Params:
     """Shapes of {"lora", "unused"}: the tree of `lora_rows`."""
     shapes = unused_adapter_tensors(config)

@@ -8,10 +8,12 @@ name no function to call. Source: torch/serialization.py (zip format, little end
 
 import collections
 import io
+import itertools
 import math
 import pickle
 import pickletools
 import zipfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,12 +57,12 @@ def load_torch_file(path: Path) -> Any:
         raise WeightsError(f"{path} is not a PyTorch file of tensors and plain values: {error}") from error
 
 
-def save_torch_file(path: Path, tensors: dict[str, np.ndarray]) -> None:
-    """Writes a flat state dict that `torch.load(path, weights_only=True)` reads."""
+def save_torch_file(path: Path, tensors: Mapping[str, Any]) -> None:
+    """Writes arrays by name, dicts of them inside dicts, so that `torch.load(path, weights_only=True)` reads them."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
         archive.writestr("archive/data.pkl", _pickle_state_dict(tensors))
         archive.writestr("archive/byteorder", "little")
-        for key, array in enumerate(tensors.values()):
+        for key, array in enumerate(_arrays(tensors)):
             archive.writestr(f"archive/data/{key}", array.tobytes())
         archive.writestr("archive/version", "3\n")
 
@@ -112,22 +114,33 @@ def _rebuild_tensor(storage: np.ndarray, offset: int, size: tuple, stride: tuple
     return np.lib.stride_tricks.as_strided(storage[offset:], size, strides).copy()
 
 
-def _pickle_state_dict(tensors: dict[str, np.ndarray]) -> bytes:
-    """The pickle of an OrderedDict of contiguous tensors, opcode by opcode: PyTorch's classes are only named."""
+def _arrays(tensors: Mapping[str, Any]) -> Iterator[np.ndarray]:
+    for value in tensors.values():
+        yield from _arrays(value) if isinstance(value, Mapping) else [np.asarray(value)]
+
+
+def _pickle_state_dict(tensors: Mapping[str, Any]) -> bytes:
+    """The pickle of OrderedDicts of contiguous tensors, opcode by opcode: PyTorch's classes are only named."""
     classes = {dtype: name for name, dtype in _STORAGES.items()}
     integer = lambda value: b"\x8a" + bytes([len(_signed(value))]) + _signed(value)
     text = lambda value: b"X" + len(value.encode()).to_bytes(4, "little") + value.encode()
     many = lambda values: b"(" + b"".join(map(integer, values)) + b"t"
     ordered_dict = b"ccollections\nOrderedDict\n)R"
-    out = [b"\x80\x02", ordered_dict, b"("]
-    for key, (name, array) in enumerate(tensors.items()):
-        array = np.asarray(array, order="C")
+    keys = itertools.count()
+
+    def tensor(array: np.ndarray) -> bytes:
+        array, key = np.asarray(array, order="C"), next(keys)
         storage = f"ctorch\n{classes[array.dtype.name]}\n".encode()
         pid = b"(" + text("storage") + storage + text(str(key)) + text("cpu") + integer(array.size) + b"tQ"
         steps = [stride // array.itemsize for stride in array.strides]
         arguments = b"(" + pid + integer(0) + many(array.shape) + many(steps) + b"\x89" + ordered_dict + b"t"
-        out += [text(name), b"ctorch._utils\n_rebuild_tensor_v2\n", arguments, b"R"]
-    return b"".join([*out, b"u."])
+        return b"ctorch._utils\n_rebuild_tensor_v2\n" + arguments + b"R"
+
+    def items(values: Mapping[str, Any]) -> bytes:
+        encode = lambda value: items(value) if isinstance(value, Mapping) else tensor(value)
+        return ordered_dict + b"(" + b"".join(text(name) + encode(value) for name, value in values.items()) + b"u"
+
+    return b"\x80\x02" + items(tensors) + b"."
 
 
 def _signed(value: int) -> bytes:
