@@ -48,6 +48,7 @@ class StageConfig:
 class ReflectorStageConfig(StageConfig):
     """Training of the reflector."""
 
+    frames: int = 0  # of an episode in a batch, half of them its last ones ("streaming" mode); 0: all
     false_positive_rate: float = 0.02  # per frame: eta is 0.5, or the smallest above it that keeps to this
 
 
@@ -256,12 +257,12 @@ def libero_cpu() -> ExperimentConfig:
         augmentation=AugmentationConfig(shift=2, brightness=0.1, contrast=0.1),
         cloning=_stage(3000, 64, 1e-3, 0.01),
         scale_head=_stage(300, 64, 1e-3, trainable=SCALE_HEAD),
-        autoencoder=_stage(1500, 16, 2e-3),
-        denoiser=_stage(4000, 16, 2e-3, ema_decay=0.995),
-        reflector_training=ReflectorStageConfig(1500, 8, optimizer=_adam(1e-3, 1500, 0.01)),
+        autoencoder=_stage(1000, 32, 2e-3),
+        denoiser=_stage(2400, 8, 2e-3, ema_decay=0.995),
+        reflector_training=ReflectorStageConfig(1200, 16, optimizer=_adam(2e-3, 1200, 0.01), frames=64),
         rollout=RolloutConfig(num_chunks=20),  # successes take 98 to 153 steps
         post_training=replace(base.post_training, starts=8, chunks_at_once=5, held_out_starts=32),
-        evaluation=EvaluationConfig(episodes_per_task=20),
+        evaluation=EvaluationConfig(episodes_per_task=10),
     )
 
 

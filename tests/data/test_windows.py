@@ -82,15 +82,29 @@ def test_memory_of_the_simulator_fits():
 
 
 def test_streaming_reflector_window():
-    windows = ReflectorWindows([counting_episode(0, 5, success_at=4)], length=5, stride=2, negatives=0.0)
+    windows = ReflectorWindows([counting_episode(0, 3, success_at=2)], length=5, negatives=0.0)
     window = windows.window(0, RNG)
-    np.testing.assert_array_equal(values(window["frames"]), [0, 2, 4, 5, 0])
+    np.testing.assert_array_equal(values(window["frames"]), [0, 1, 2, 3, 0])
+    np.testing.assert_array_equal(window["frame_index"], [0, 1, 2, 3, 4])
     np.testing.assert_array_equal(window["frame_mask"], [True] * 4 + [False])
     np.testing.assert_array_equal(window["labels"], [0, 0, 1, 1, 0])
-    with pytest.raises(ValueError, match="an episode has 6 frames at stride 1, length is 5"):
-        ReflectorWindows([counting_episode(0, 5)], length=5)
     with pytest.raises(ValueError, match="'sometimes'"):
         ReflectorWindows([counting_episode(0, 5)], length=5, mode="sometimes")
+
+
+def test_streaming_windows_of_a_longer_episode():
+    """Frames 0 .. 9 into five places: the last two, and three different ones of the eight before, each as often."""
+    windows = ReflectorWindows([counting_episode(0, 9, success_at=8)], length=5, negatives=0.0)
+    rng, seen = np.random.default_rng(0), np.zeros(10)
+    for _ in range(800):
+        window = windows.window(0, rng)
+        shown = values(window["frames"])
+        np.testing.assert_array_equal(window["frame_index"], shown)
+        np.testing.assert_array_equal(window["labels"], [0, 0, 0, 1, 1])
+        assert window["frame_mask"].all() and (np.diff(shown.astype(int)) > 0).all()
+        seen[shown] += 1
+    assert (seen[8:] == 800).all()
+    np.testing.assert_allclose(seen[:8] / 800, 3 / 8, atol=0.08)
 
 
 def test_uniform_reflector_windows():

@@ -124,26 +124,23 @@ class SimulatorWindows:
 class ReflectorWindows:
     """Frames of one episode with the success of the task at each, padded to a fixed length.
 
-    Keys: frames uint8 [L, V, H, W, 3], frame_mask bool [L], labels float32 [L], task int32, instruction str.
-    Mode "streaming": every `stride`-th frame of the whole episode and its last one. Mode "uniform" (the paper): at
-    most L frames spread evenly over o_1:t, t drawn at random, in successful episodes half of the time after the
-    success. A share `negatives` of the windows from successful episodes gets the instruction of another task, and
-    labels 0. Successful and failed episodes are two groups.
+    Keys: frames uint8 [L, V, H, W, 3], frame_index int32 [L] (their times, ascending), frame_mask bool [L], labels
+    float32 [L], task int32, instruction str. Mode "streaming": the whole episode, or of a longer one its last L / 2
+    frames, where successes are, and as many drawn at random from before. Mode "uniform" (the paper): at most L frames
+    spread evenly over o_1:t, t drawn at random, in successful episodes half of the time after the success. A share
+    `negatives` of the windows from successful episodes gets the instruction of another task, and labels 0. Successful
+    and failed episodes are two groups.
     """
 
     episodes: Sequence[Episode]
     length: int
     mode: str = "streaming"
-    stride: int = 1
     negatives: float = 0.25
 
     def __post_init__(self):
-        """Raises ValueError on an unknown mode, or where an episode does not fit into the length."""
+        """Raises ValueError on an unknown mode."""
         if self.mode not in ("streaming", "uniform"):
             raise ValueError(f"got mode {self.mode!r}, expected 'streaming' or 'uniform'")
-        longest = max(len(self._streamed(int(steps))) for steps in _survey(self.episodes)[0])
-        if self.mode == "streaming" and longest > self.length:
-            raise ValueError(f"an episode has {longest} frames at stride {self.stride}, length is {self.length}")
 
     @functools.cached_property
     def groups(self) -> tuple[np.ndarray, ...]:
@@ -159,9 +156,9 @@ class ReflectorWindows:
         return len(self.episodes)
 
     def window(self, index: int, rng: np.random.Generator) -> Window:
-        """Episode `index`; draws the end of a uniform window and the instruction."""
+        """Episode `index`; draws the frames and the instruction."""
         episode = self.episodes[index]
-        frames = self._streamed(episode.num_steps) if self.mode == "streaming" else self._uniform(episode, rng)
+        frames = self._streamed(episode.num_steps, rng) if self.mode == "streaming" else self._uniform(episode, rng)
         padding = self.length - len(frames)
         instruction, labels = episode.instruction, episode.success[frames].astype(np.float32)
         others = [other for other in self._instructions if other != instruction]
@@ -170,14 +167,19 @@ class ReflectorWindows:
         images = episode.images[frames]
         return {
             "frames": np.concatenate([images, np.zeros((padding, *images.shape[1:]), np.uint8)]),
+            "frame_index": np.append(frames, frames[-1] + 1 + np.arange(padding)).astype(np.int32),
             "frame_mask": np.arange(self.length) < len(frames),
             "labels": np.pad(labels, (0, padding)),
             "task": np.int32(episode.task),
             "instruction": instruction,
         }
 
-    def _streamed(self, steps: int) -> np.ndarray:
-        return np.append(np.arange(0, steps, self.stride), steps)
+    def _streamed(self, steps: int, rng: np.random.Generator) -> np.ndarray:
+        if steps < self.length:
+            return np.arange(steps + 1)
+        early = steps + 1 - self.length // 2
+        chosen = np.sort(rng.choice(early, self.length - self.length // 2, replace=False))
+        return np.append(chosen, np.arange(early, steps + 1))
 
     def _uniform(self, episode: Episode, rng: np.random.Generator) -> np.ndarray:
         after_success = episode.succeeded and rng.random() < 0.5

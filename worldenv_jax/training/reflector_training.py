@@ -35,6 +35,7 @@ class ReflectorBatch(NamedTuple):
     """Frames of one episode per row, with the success of the row's instruction at each."""
 
     frames: np.ndarray  # uint8 [B, F, V, H, W, 3]
+    index: np.ndarray  # int32 [B, F], the frames' times
     mask: np.ndarray  # bool [B, F], False on padding
     labels: np.ndarray  # bool [B, F]
     text: Text
@@ -45,8 +46,13 @@ def train_reflector(
 ) -> Params:
     """Fits the reflector to episodes (true and imagined); returns its parameters."""
     stage = config.reflector_training
-    length = config.reflector.max_frames if config.reflector.mode == "streaming" else config.reflector.sampled_frames
-    windows = ReflectorWindows(episodes, length, config.reflector.mode)
+    reflector = config.reflector
+    longest = max(episode.num_steps for episode in episodes) + 1
+    if longest > reflector.max_frames:
+        raise WorldEnvError(f"an episode has {longest} frames, reflector.max_frames is {reflector.max_frames}")
+    streaming = reflector.mode == "streaming"
+    length = (stage.frames or reflector.max_frames) if streaming else reflector.sampled_frames
+    windows = ReflectorWindows(episodes, length, reflector.mode)
     sampler = BatchSampler(windows, stage.batch_size, config.seed)
     row_of = {instruction: row for row, instruction in enumerate(instructions)}
 
@@ -54,10 +60,11 @@ def train_reflector(
         rows = sampler.batch(step)
         task = np.array([row_of[instruction] for instruction in rows["instruction"]])
         text = Text(*take_rows(tuple(models.reflector_prompts), task))
-        return ReflectorBatch(rows["frames"], rows["frame_mask"], rows["labels"] > 0.5, text)
+        return ReflectorBatch(rows["frames"], rows["frame_index"], rows["frame_mask"], rows["labels"] > 0.5, text)
 
     def loss(params: Params, key: Array, batch: ReflectorBatch) -> tuple[Array, dict[str, Array]]:
-        return reflector_loss(config.reflector, params, batch.frames, batch.text, batch.labels, batch.mask)
+        index = batch.index if streaming and stage.frames else None
+        return reflector_loss(reflector, params, batch.frames, batch.text, batch.labels, batch.mask, index)
 
     mesh = mesh_from_config(config.mesh)
     params = initial_reflector(config, jax.random.key(config.seed + 3), mesh)
