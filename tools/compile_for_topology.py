@@ -15,6 +15,9 @@ send at the least. Arrays above 64 MiB that every device holds whole are named.
     --memory-gb=80          another device's memory; with --topology=v5p:2x2x2 the plan for eight 80 GB GPUs, as far as
                             the TPU compiler's buffers tell (there is no compiler for GPUs without one)
 
+    --shapes="1,8,1;1,64,1" bytes per device of the update's arguments and results in these layouts from shapes alone
+                            (`jax.eval_shape`), in seconds and without libtpu; temporaries are not known then
+
 `JAX_EXEC_TIME_OPTIMIZATION_EFFORT=-1.0` in the environment shortens compilation; the bytes are then those of a less
 optimised program.
 """
@@ -86,6 +89,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--layouts", default="", help="data,fsdp,tensor;... instead of the built-in order")
     parser.add_argument("--programs", default="update,rollout")
     parser.add_argument("--memory-gb", type=float, default=0.0, help="of a device, 10^9 bytes; 0: the topology's")
+    parser.add_argument("--shapes", default="", help="data,fsdp,tensor;...: compile nothing")
     parser.add_argument("--plan", type=Path, help="JSON lines; the rows are added")
     return parser.parse_args()
 
@@ -339,15 +343,39 @@ def replicated(arguments: tuple[Any, ...]) -> list[str]:
     return [jax.tree_util.keystr(path, simple=True, separator="/") for path, leaf in leaves if whole(leaf)]
 
 
+def parse_layouts(text: str) -> list[tuple[int, int, int]]:
+    """`1,8,1;1,64,1` -> [(1, 8, 1), (1, 64, 1)]."""
+    return [tuple(map(int, layout.split(","))) for layout in text.split(";") if layout]
+
+
+def update_shapes(plan: Plan, layout: tuple[int, int, int]) -> dict[str, Any]:
+    """GiB per device of the update's arguments and results."""
+    mesh = meshes.make_mesh(*layout, devices=jax.devices("cpu")[: math.prod(layout)])
+    statistics, state, key, rollout = plan.arguments_of("update", mesh)
+    with jax.set_mesh(mesh):
+        new_state, metrics = jax.eval_shape(plan.update, statistics, state, key, rollout)
+    placed = lambda tree: sum(placement.bytes_per_device for placement in meshes.place(tree, mesh)) / GIB
+    rows = sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(rollout)) / GIB
+    sizes = {"parameters": placed(state.params), "optimizer": placed(state.opt_state), "rollout": rows}
+    sizes |= {"results": placed((new_state, metrics)), "gradients": gradient_bytes(plan, mesh) / GIB}
+    return {"program": "update", "layout": layout} | {f"{name}_gib": round(size, 3) for name, size in sizes.items()}
+
+
 def main() -> int:
     arguments = parse_arguments()
+    if shapes := parse_layouts(arguments.shapes):
+        jax.config.update("jax_num_cpu_devices", max(map(math.prod, shapes)))
+        plan = Plan(arguments)
+        for layout in shapes:
+            print(json.dumps(update_shapes(plan, layout)), flush=True)
+        return 0
     generation = arguments.topology.partition(":")[0]
     if generation not in MEMORY:
         raise WorldEnvError(f"unknown topology {arguments.topology!r}: it starts with one of {', '.join(MEMORY)}")
     devices = topologies.get_topology_desc(platform="tpu", topology_name=arguments.topology).devices
     memory = arguments.memory_gb * 1e9 or MEMORY[generation]
     plan, rows = Plan(arguments), []
-    chosen = [tuple(map(int, layout.split(","))) for layout in arguments.layouts.split(";") if layout]
+    chosen = parse_layouts(arguments.layouts)
     fits_all = True
     for program in arguments.programs.split(","):
         fits = False

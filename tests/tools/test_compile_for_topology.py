@@ -11,6 +11,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from worldenv_jax import mesh as meshes
+from worldenv_jax.policy import init_policy
 
 
 @pytest.fixture(scope="module")
@@ -65,3 +66,16 @@ def test_gradients_are_those_of_the_trained_parameters(tool, monkeypatch):
     assert tool.gradient_bytes(plan, mesh) == sum(leaf.size * 4 for leaf in jax.tree.leaves(params))  # no adapters: all
     simulator = plan.arguments_of("rollout", mesh)[1].simulator
     assert tool.beside(plan, "update", mesh) > sum(leaf.size * 2 for leaf in jax.tree.leaves(simulator))
+
+
+def test_shapes_alone_give_the_bytes_of_the_update(tool, monkeypatch):
+    arguments = ["tool", "--preset=debug", "--starts=2", "--samples=4", "--chunks=2", "--chunks-at-once=0"]
+    monkeypatch.setattr("sys.argv", arguments)
+    plan = tool.Plan(tool.parse_arguments())
+    one, eight = (tool.update_shapes(plan, layout) for layout in ((1, 1, 1), (8, 1, 1)))
+    params = jax.eval_shape(lambda: init_policy(plan.policy, jax.random.key(0)))
+    params = sum(leaf.size for leaf in jax.tree.leaves(params))
+    assert one["parameters_gib"] == eight["parameters_gib"] == round(4 * params / 2**30, 3)
+    assert one["optimizer_gib"] == pytest.approx(2 * one["parameters_gib"], abs=2e-3)  # two moments
+    assert one["gradients_gib"] == one["parameters_gib"]
+    assert one["rollout_gib"] == pytest.approx(8 * eight["rollout_gib"], abs=5e-3)

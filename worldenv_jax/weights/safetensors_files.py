@@ -3,6 +3,7 @@
 
 import contextlib
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from worldenv_jax.weights.name_tables import Tensors
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 _DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "float64": "F64"}
 _DTYPES |= {"int64": "I64", "int32": "I32", "int16": "I16", "int8": "I8", "uint8": "U8", "bool": "BOOL"}
+_NAMES = {theirs: ours for ours, theirs in _DTYPES.items()}
 
 
 def open_safetensors(path: Path) -> Tensors:
@@ -28,26 +30,42 @@ def open_safetensors(path: Path) -> Tensors:
     missing = [str(file) for file in files if not file.is_file()]
     if missing:
         raise WeightsError(f"safetensors files that do not exist: {', '.join(missing)}")
-    owner, shapes = {}, {}
+    entries = {}
     for file in files:
         with _refusing_damage(file):
-            handle = safe_open(file, framework="np")
-            owner |= dict.fromkeys(handle.offset_keys(), (file, handle))
-            shapes |= {name: tuple(handle.get_slice(name).get_shape()) for name in handle.offset_keys()}
+            entries |= {name: (file, *place) for name, place in _places(file).items()}
 
     def read(name: str) -> np.ndarray:
-        file, handle = owner[name]
+        file, dtype, shape, offset = entries[name]
         with _refusing_damage(file):
-            return handle.get_tensor(name)
+            return np.fromfile(file, dtype, math.prod(shape), offset=offset).reshape(shape)
 
-    return Tensors(shapes, read)
+    return Tensors({name: shape for name, (_, _, shape, _) in entries.items()}, read)
+
+
+def _places(file: Path) -> dict[str, tuple[np.dtype, tuple[int, ...], int]]:
+    """Name -> (dtype, shape, offset in the file).
+
+    The library checks the file, but reads through a memory map, whose pages would stay resident: the host would come
+    to hold the whole checkpoint.
+    """
+    with safe_open(file, framework="np"):
+        pass
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        header = json.loads(stream.read(length))
+    header.pop("__metadata__", None)
+    return {
+        name: (jnp.dtype(_NAMES[entry["dtype"]]), tuple(entry["shape"]), 8 + length + entry["data_offsets"][0])
+        for name, entry in header.items()
+    }
 
 
 @contextlib.contextmanager
 def _refusing_damage(file: Path) -> Iterator[None]:
     try:
         yield
-    except (SafetensorError, OSError, ValueError, TypeError, AttributeError) as error:  # the last: unknown dtypes
+    except (SafetensorError, OSError, ValueError, LookupError) as error:  # the last: unknown dtypes
         raise WeightsError(f"{file} is not a safetensors file that can be read: {error}") from error
 
 
