@@ -10,7 +10,7 @@ from absl import app, flags, logging
 
 from worldenv_jax.configs import ExperimentConfig, get_config
 from worldenv_jax.errors import WorldEnvError, run_main
-from worldenv_jax.mesh import initialize_hosts
+from worldenv_jax.mesh import initialize_hosts, use_every_core
 from worldenv_jax.overrides import apply_overrides
 from worldenv_jax.training import pipeline
 
@@ -56,8 +56,10 @@ def run_script(main: Callable[[], int | None]) -> None:
     def parsed(_: list[str]) -> int | None:
         logging.set_verbosity(logging.WARNING)
         use_compilation_cache()
-        use_every_core()
-        if FLAGS.distributed or FLAGS.coordinator:
+        several_hosts = FLAGS.distributed or FLAGS.coordinator
+        if config_from_flags().mesh.data == 0 and not several_hosts:
+            use_every_core()
+        if several_hosts:
             initialize_hosts(FLAGS.coordinator, FLAGS.processes, FLAGS.process)
         return main()
 
@@ -69,23 +71,6 @@ def use_compilation_cache() -> None:
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "worldenv_jax" / "jax"
         jax.config.update("jax_compilation_cache_dir", str(cache))
-
-
-def use_every_core() -> None:
-    """On a CPU the cores become devices of one mesh: XLA leaves half of a small model's operations on one thread.
-
-    Where the config wants all devices: one of several has the threads of one core only.
-    """
-    alone = not (FLAGS.distributed or FLAGS.coordinator)
-    if (
-        alone
-        and config_from_flags().mesh.data == 0
-        and "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", "")
-    ):
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        jax.config.update("jax_num_cpu_devices", min(8, 1 << (cores.bit_length() - 1)))
-        # With as many threads as devices, one that waits for the others' part of a sum can keep them from running.
-        os.environ.setdefault("PJRT_NPROC", "16")
 
 
 def run_stages(*names: str) -> None:

@@ -9,11 +9,12 @@
     python tools/benchmark.py load --config=libero_full --dtype=bfloat16 --set=policy.llama.layers=8
     python tools/benchmark.py machine
 
-Seconds are medians over `--repeats` calls after one that is not counted. Models have random parameters. `flops` are
-counted in the jaxpr (matrix products and convolutions, scans times their length; `tools/flops.py`), `utilisation` is
-flops/s over the matmul rate that the machine itself reached just before. `peak_bytes` are arguments, outputs and
-temporaries of the compiled program; `device_peak_bytes` what the device's allocator saw, where it tells. Compilation
-is not served from a cache.
+Devices are those of the config's mesh, as in the scripts: with `mesh.data=0` all of them, on a CPU one per core;
+batches are split over them. Seconds are medians over `--repeats` calls after one that is not counted. Models have
+random parameters. `flops` are counted in the jaxpr (matrix products and convolutions, scans times their length;
+`tools/flops.py`), `utilisation` is flops/s over the matmul rate that the machine itself reached just before.
+`peak_bytes` are arguments, outputs and temporaries of the compiled program on one device; `device_peak_bytes` what the
+device's allocator saw, where it tells. Compilation is not served from a cache.
 """
 
 import argparse
@@ -37,7 +38,9 @@ from worldenv_jax.data.image_codec import IMAGE_ENCODINGS  # noqa: E402
 from worldenv_jax.errors import WorldEnvError, run_main  # noqa: E402
 from worldenv_jax.evaluation.summary import peak_rss_bytes  # noqa: E402
 from worldenv_jax.manifest import git_commit  # noqa: E402
+from worldenv_jax.mesh import use_every_core  # noqa: E402
 from worldenv_jax.overrides import apply_overrides  # noqa: E402
+from worldenv_jax.training.workdir import mesh_from_config  # noqa: E402
 
 
 def benchmark_machine(config: ExperimentConfig, options: argparse.Namespace) -> dict[str, Any]:
@@ -77,7 +80,11 @@ def main() -> None:
         raise WorldEnvError("--repeats and --batch must be at least 1")
     jax.config.update("jax_enable_compilation_cache", False)
     config = apply_overrides(get_config(options.config), options.set)
-    result = BENCHMARKS[options.benchmark](config, options)
+    if config.mesh.data == 0 and options.benchmark != "load":
+        use_every_core()
+    mesh = mesh_from_config(config.mesh)
+    with jax.set_mesh(mesh):
+        result = BENCHMARKS[options.benchmark](config, options)
     device = jax.devices()[0]
     device_peak = (device.memory_stats() or {}).get("peak_bytes_in_use")
     line = {
@@ -87,6 +94,7 @@ def main() -> None:
         **result,
         "repeats": options.repeats,
         "param_dtype": options.dtype,
+        "mesh": dict(mesh.shape),
         "device_peak_bytes": device_peak,
         "peak_rss_bytes": peak_rss_bytes(),
         "device": f"{device.device_kind} ({device.platform}), {os.cpu_count()} host cores",

@@ -9,8 +9,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from tools.flops import count_flops
+from worldenv_jax import mesh as meshes
 from worldenv_jax.configs import ExperimentConfig
 from worldenv_jax.types import Camera, Starts, Statistics, Text
 
@@ -29,9 +31,10 @@ class Program(NamedTuple):
     peak_bytes: int
 
 
-def compile_program(function: Callable, *arguments: Any) -> Program:
-    """Lowers and compiles for concrete arguments, which are put on the device."""
-    arguments = jax.device_put(arguments)
+def compile_program(function: Callable, state: Any, *batches: Any) -> Program:
+    """Lowers and compiles for concrete arguments on the mesh: `state` by its rules, the rows of `batches` split."""
+    mesh = jax.sharding.get_mesh()
+    arguments = (meshes.shard_state(state, mesh), *jax.tree.map(lambda leaf: split(leaf, mesh), batches))
     flops = count_flops(function, *arguments)
     began = time.perf_counter()
     compiled = jax.jit(function).lower(*arguments).compile()
@@ -39,6 +42,13 @@ def compile_program(function: Callable, *arguments: Any) -> Program:
     memory = compiled.memory_analysis()
     peak = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
     return Program(compiled, arguments, seconds, flops, peak - memory.alias_size_in_bytes)
+
+
+def split(leaf: Any, mesh: jax.sharding.Mesh) -> jax.Array:
+    """The array with its leading axis over the devices, where that divides."""
+    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    rows = jnp.ndim(leaf) > 0 and leaf.shape[0] % parts == 0
+    return jax.device_put(leaf, NamedSharding(mesh, meshes.BATCH if rows else PartitionSpec()))
 
 
 def median_seconds(calls: Sequence[Callable[[], Any]], repeats: int) -> list[float]:
@@ -55,10 +65,11 @@ def median_seconds(calls: Sequence[Callable[[], Any]], repeats: int) -> list[flo
 
 
 def measure_machine(repeats: int, dtype: str = "float32") -> dict[str, float]:
-    """Rates that this device reaches: square matmul in `dtype`, and reading plus writing an array of 256 MiB."""
-    size = 2048 if jax.default_backend() == "cpu" else 8192
+    """Rates that the mesh's devices reach together: square matmul in `dtype`, reading plus writing 256 MiB."""
+    mesh, size = jax.sharding.get_mesh(), 2048 if jax.default_backend() == "cpu" else 8192
     square = jnp.ones((size, size), dtype)
-    long = jnp.ones(2**26, jnp.float32)
+    rows, square = split(square, mesh), jax.device_put(square, NamedSharding(mesh, PartitionSpec()))
+    long = split(jnp.ones(2**26, jnp.float32), mesh)
     multiply = jax.jit(jnp.matmul)
     add = jax.jit(lambda x: x + 1.0, donate_argnums=0)  # in place: fresh memory would measure page faults
 
@@ -67,7 +78,7 @@ def measure_machine(repeats: int, dtype: str = "float32") -> dict[str, float]:
         long = add(long)
         return long
 
-    matmul, copy = median_seconds([lambda: multiply(square, square), rewrite], repeats)
+    matmul, copy = median_seconds([lambda: multiply(rows, square), rewrite], repeats)
     return {
         "matmul_dtype": dtype,
         "matmul_gflops": 2e-9 * size**3 / matmul,
