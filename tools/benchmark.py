@@ -68,6 +68,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, help="rows; by default those of the preset's post-training")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of the parameters")
+    parser.add_argument("--episodes", type=int, default=16, help="data: how many synthetic ones")
     parser.add_argument("--folder", type=Path, help="data: an RLDS folder or synthetic; load: for the file")
     parser.add_argument("--encoding", default="png", choices=IMAGE_ENCODINGS, help="data: of the synthetic episodes")
     return parser.parse_args()
