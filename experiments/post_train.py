@@ -13,7 +13,7 @@ from common import FLAGS, config_from_flags, run_script, workdir_from_flags
 from worldenv_jax.errors import WorldEnvError
 from worldenv_jax.training import pipeline
 
-flags.DEFINE_enum("world", "learned", ["learned", "true"], "true: the upper bound, RL in the true tabletop itself.")
+flags.DEFINE_enum("world", "learned", ["learned", "true"], "true: the upper bound, RL in the true world itself.")
 
 
 def main() -> None:

@@ -167,3 +167,4 @@ class EpisodeSpec(NamedTuple):
     seed: int  # start number within (task, split, starts)
     split: str = "train"  # "train" or "test": disjoint start states
     starts: str = "shifted"  # "official" or "shifted"; the tabletop has "shifted" only
+    sample: int = 0  # one of several tries from the same start: the world begins alike, a sampling policy differs

@@ -8,7 +8,7 @@ import pytest
 from worldenv_jax.configs import get_config
 from worldenv_jax.mesh import make_mesh
 from worldenv_jax.policy import init_policy, make_policy_fn, tokenize_policy_prompts
-from worldenv_jax.training.acting import BATCH, policy_actor
+from worldenv_jax.training.acting import BATCH, compile_policy, policy_actor
 from worldenv_jax.types import EpisodeSpec, Statistics
 
 ROWS = BATCH + 3  # more than one batch
@@ -21,14 +21,9 @@ def test_an_action_does_not_depend_on_its_neighbours(deterministic):
     statistics = Statistics(-one(7), one(7), -one(8), one(8))
     policy = make_policy_fn(config, statistics, 1.0, deterministic)
     prompts = tokenize_policy_prompts(config, ["push it", "lift it"])
-    act = policy_actor(
-        policy,
-        init_policy(config, jax.random.key(0)),
-        statistics,
-        prompts,
-        jax.random.key(1),
-        make_mesh(1, 1, 1, jax.devices()[:1]),
-    )
+    mesh = make_mesh(1, 1, 1, jax.devices()[:1])
+    params = init_policy(config, jax.random.key(0))
+    act = policy_actor(compile_policy(policy, statistics, prompts), params, jax.random.key(1), mesh)
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (ROWS, 1, 32, 32, 3), np.uint8)
     proprio = rng.normal(size=(ROWS, 8)).astype(np.float32)

@@ -12,43 +12,63 @@ from worldenv_jax.data.episodes import Episode
 from worldenv_jax.data.windows import padded_chunk
 from worldenv_jax.envs.runner import ActFn
 from worldenv_jax.mesh import shard_state, split_rows
-from worldenv_jax.types import EpisodeSpec, Observation, Params, PolicyFn, Statistics, Text
+from worldenv_jax.types import EpisodeSpec, Observation, Params, PolicyFn, PolicyStep, Statistics, Text
 
 # Rows that the policy sees at once, whatever the number of slots: sums are rounded differently in another batch size,
 # and an episode must not depend on how many workers there are.
 BATCH = 8
 
 
-def policy_actor(
-    policy: PolicyFn, params: Params, statistics: Statistics, prompts: Text, key: jax.Array, mesh: Mesh
-) -> ActFn:
-    """Wraps a `PolicyFn` for `run_episodes`.
+# (params, key, images, proprio, tasks, seeds, samples, chunks), rows of BATCH -> environment actions, PolicyStep
+CompiledPolicy = Callable[..., tuple[jax.Array, PolicyStep]]
+# (specs, chunks, images, proprio, step): what the policy saw, and what it drew, NumPy, one row per spec
+RecordFn = Callable[[Sequence[EpisodeSpec], Sequence[int], np.ndarray, np.ndarray, PolicyStep], None]
+
+
+def compile_policy(policy: PolicyFn, statistics: Statistics, prompts: Text) -> CompiledPolicy:
+    """A `PolicyFn` with the noise of `policy_actor`, compiled once for all parameters and keys.
 
     Args:
       policy: samples (exploration) or returns the mean (evaluation), as it was made.
-      params: its parameters.
       statistics: maps its normalised actions to environment actions.
       prompts: tokenised instruction of every task, [tasks, N].
-      key: noise of an episode's chunk depends on (key, task, seed, chunk) only, not on who runs beside it.
+    """
+
+    @jax.jit
+    def act(params, key, images, proprio, tasks, seeds, samples, chunks):
+        keys = jax.vmap(lambda *ids: _noise_key(key, *ids))(tasks, seeds, samples, chunks)
+        text = Text(jnp.asarray(prompts.tokens)[tasks], jnp.asarray(prompts.mask)[tasks])
+        step = policy(params, keys, Observation(images, proprio, text))
+        return statistics.unnormalize_action(step.actions), step
+
+    return act
+
+
+def policy_actor(
+    compiled: CompiledPolicy, params: Params, key: jax.Array, mesh: Mesh, record: RecordFn | None = None
+) -> ActFn:
+    """A policy for `run_episodes`.
+
+    Args:
+      compiled: from `compile_policy`.
+      params: its parameters.
+      key: noise of an episode's chunk depends on (key, task, seed, sample, chunk) only, not on who runs beside it.
       mesh: devices that share the rows.
+      record: told of every chunk, with the actions normalised as they were drawn.
     """
     params = shard_state(params, mesh)
 
-    @jax.jit
-    def act_on_device(params, images, proprio, tasks, seeds, chunks):
-        keys = jax.vmap(lambda *ids: _fold_in_all(key, ids))(tasks, seeds, chunks)
-        text = Text(jnp.asarray(prompts.tokens)[tasks], jnp.asarray(prompts.mask)[tasks])
-        step = policy(params, keys, Observation(images, proprio, text))
-        return statistics.unnormalize_action(step.actions)
-
     def act(images: np.ndarray, proprio: np.ndarray, specs: Sequence[EpisodeSpec], chunks: Sequence[int]) -> np.ndarray:
-        numbers = [[s.task for s in specs], [s.seed for s in specs], list(chunks)]
+        numbers = [[s.task for s in specs], [s.seed for s in specs], [s.sample for s in specs], list(chunks)]
         columns = [images, proprio, *(np.array(column, np.int32) for column in numbers)]
         parts = [
-            act_on_device(params, *split_rows([_pad(column[first : first + BATCH]) for column in columns], mesh))
+            compiled(params, key, *split_rows([_pad(column[first : first + BATCH]) for column in columns], mesh))
             for first in range(0, len(specs), BATCH)
         ]
-        return np.concatenate(parts)[: len(specs)]
+        join = lambda *leaves: np.concatenate(leaves)[: len(specs)]
+        if record:
+            record(specs, chunks, images, proprio, jax.tree.map(join, *(step for _, step in parts)))
+        return join(*(actions for actions, _ in parts))
 
     return act
 
@@ -67,10 +87,11 @@ def replay_actor(recorded: Callable[[EpisodeSpec], Episode], chunk: int = 40) ->
     return act
 
 
-def _fold_in_all(key: jax.Array, ids: tuple[jax.Array, ...]) -> jax.Array:
-    for value in ids:
-        key = jax.random.fold_in(key, value)
-    return key
+def _noise_key(key: jax.Array, task: jax.Array, seed: jax.Array, sample: jax.Array, chunk: jax.Array) -> jax.Array:
+    """The first sample's key does not depend on there being others."""
+    start = jax.random.fold_in(jax.random.fold_in(key, task), seed)
+    start = jax.lax.select(sample > 0, jax.random.fold_in(start, sample), start)
+    return jax.random.fold_in(start, chunk)
 
 
 def _pad(rows: np.ndarray) -> np.ndarray:

@@ -20,7 +20,7 @@ from worldenv_jax.envs.runner import run_episodes
 from worldenv_jax.errors import WorldEnvError
 from worldenv_jax.metrics import Progress
 from worldenv_jax.simulator import fit_kinematics
-from worldenv_jax.training.acting import policy_actor
+from worldenv_jax.training.acting import compile_policy, policy_actor
 from worldenv_jax.training.models import Models, to_lists
 from worldenv_jax.training.pretrained import published_statistics
 from worldenv_jax.training.workdir import Workdir, mesh_from_config
@@ -97,7 +97,8 @@ def collect_exploration(
     missing = [spec for spec in specs if (spec.task, spec.seed) not in written]
     policy = models.policy(collect.exploration_scale)
     key = jax.random.fold_in(jax.random.key(config.seed), EXPLORATION_SEED)
-    act = policy_actor(policy, params, models.statistics, models.policy_prompts, key, mesh_from_config(config.mesh))
+    compiled = compile_policy(policy, models.statistics, models.policy_prompts)
+    act = policy_actor(compiled, params, key, mesh_from_config(config.mesh))
     progress = Progress("collect exploration", len(specs), len(written))
     errors: list[str] = []
     for first in range(0, len(missing), PART):

@@ -5,7 +5,7 @@ The world is the learned simulator with the learned reflector; a true world behi
 bound with the same code.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -44,14 +44,36 @@ class World(NamedTuple):
     reflector_params: Params
 
 
+class Trials(NamedTuple):
+    """Where the trajectories of post-training come from."""
+
+    # (params, key, iteration, attempt) -> trajectories of S x G rows on the mesh, sampled with the exploration factor
+    rollout: Callable[[Params, Array, int, int], Rollout]
+    # params -> {"held_out_reward", "held_out_terminated"} of the mean action, from starts that are never learned from
+    estimate: Callable[[Params], dict[str, float]]
+
+
+def imagined_trials(config: ExperimentConfig, models: Models, world: World, starts: Starts, held_out: Starts) -> Trials:
+    """Trajectories imagined in a world from first frames: `starts` to learn from, `held_out` for the estimate."""
+    settings, samples, mesh = config.post_training, config.rollout.samples, mesh_from_config(config.mesh)
+    frozen = shard_state({"simulator": world.simulator_params, "reflector": world.reflector_params}, mesh)
+    world = world._replace(simulator_params=frozen["simulator"], reflector_params=frozen["reflector"])
+    imagine = make_imagine(models.policy(settings.scale_factor), world.simulator, world.reflector, config.rollout)
+
+    def rollout(params: Params, key: Array, number: int, attempt: int) -> Rollout:
+        chosen = sample_starts(starts, settings.starts, samples, config.seed, number, attempt)
+        roll = RolloutParams(params, world.simulator_params, world.reflector_params)
+        return imagine(roll, key, shard_batch(own_rows(chosen, mesh), mesh))
+
+    return Trials(rollout, make_estimate(config, models, world, split_rows(held_out, mesh)))
+
+
 def post_train(
     config: ExperimentConfig,
     workdir: Workdir,
     models: Models,
-    world: World,
+    trials: Trials,
     params: Params,
-    starts: Starts,
-    held_out: Starts,
     stage: str = "post_train",
 ) -> Params:
     """Runs all iterations from where they stopped; returns the best parameters by the held-out estimate.
@@ -59,34 +81,23 @@ def post_train(
     With `optimizer.ema_decay` these are moving averages: the last updates of a policy are mostly noise.
 
     Args:
+      trials: where trajectories come from.
       params: the cloned policy's.
-      starts: first frames to learn from.
-      held_out: first frames for the estimate (mean R of the mean action), never learned from.
       stage: name of the checkpoints and metrics.
     """
     settings, samples = config.post_training, config.rollout.samples
     mesh = mesh_from_config(config.mesh)
     state = shard_state(init_train_state(params, settings.optimizer, jax.random.key(config.seed + 20)), mesh)
-    frozen = shard_state({"simulator": world.simulator_params, "reflector": world.reflector_params}, mesh)
-    world = world._replace(simulator_params=frozen["simulator"], reflector_params=frozen["reflector"])
-    policy = models.policy(settings.scale_factor)
-    imagine = make_imagine(policy, world.simulator, world.reflector, config.rollout)
     distribution = partial(_scaled_distribution, config, models)
     update = make_update(distribution, laplace_log_prob, settings, config.loop, samples, shardings(state, mesh))
 
     def iteration(state: TrainState, number: int) -> tuple[TrainState, dict[str, Array]]:
         key = jax.random.fold_in(state.key, number)
-        roll = RolloutParams(state.params, world.simulator_params, world.reflector_params)
-
-        def attempt(index: int) -> Rollout:
-            chosen = sample_starts(starts, settings.starts, samples, config.seed, number, index)
-            return imagine(roll, jax.random.fold_in(key, 2 * index), shard_batch(own_rows(chosen, mesh), mesh))
-
+        attempt = lambda index: trials.rollout(state.params, jax.random.fold_in(key, 2 * index), number, index)
         rollout, extra = collect_contrast(attempt, settings, config.loop, samples)
         state, metrics = update(state, jax.random.fold_in(key, 1), rollout)
         return state, {**metrics, "extra_rollouts": jnp.float32(extra)}
 
-    estimate = make_estimate(config, models, world, split_rows(held_out, mesh))
     with (
         jax.set_mesh(mesh),
         workdir.timed(stage),
@@ -94,7 +105,7 @@ def post_train(
         make_writer(workdir / "metrics", stage) as writer,
     ):
         if checkpointer.best_score is None:
-            checkpointer.save_best(0, state, estimate(state.params)["held_out_reward"])
+            checkpointer.save_best(0, state, trials.estimate(state.params)["held_out_reward"])
         run_stage(
             stage,
             state,
@@ -105,7 +116,7 @@ def post_train(
             writer=writer,
             save_every=settings.evaluate_every,
             log_every=1,
-            callbacks=((settings.evaluate_every, partial(_keep_best, checkpointer, estimate)),),
+            callbacks=((settings.evaluate_every, partial(_keep_best, checkpointer, trials.estimate)),),
         )
         return ema_params(checkpointer.restore_best(state).state)
 

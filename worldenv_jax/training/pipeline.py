@@ -40,9 +40,10 @@ from worldenv_jax.reflector import init_reflector
 from worldenv_jax.simulator import Kinematics, init_simulator
 from worldenv_jax.training import cloning, collecting, evaluating, gating, imagination, reflector_training
 from worldenv_jax.training import simulator_training as simulation
-from worldenv_jax.training.acting import policy_actor, replay_actor
+from worldenv_jax.training.acting import compile_policy, policy_actor, replay_actor
 from worldenv_jax.training.models import Models, from_lists
 from worldenv_jax.training.pretrained import complete_config
+from worldenv_jax.training.real_trials import real_trials
 from worldenv_jax.training.workdir import Workdir, mesh_from_config
 from worldenv_jax.types import Array, EpisodeSpec, GeometryFn, Params, Statistics
 
@@ -246,7 +247,8 @@ def _mean_actor(run: Run, policy: str) -> ActFn:
     models, key = run.models, jax.random.key(run.config.seed)
     params = run.params(POLICIES[policy])
     mesh = mesh_from_config(run.config.mesh)
-    return policy_actor(models.policy(deterministic=True), params, models.statistics, models.policy_prompts, key, mesh)
+    compiled = compile_policy(models.policy(deterministic=True), models.statistics, models.policy_prompts)
+    return policy_actor(compiled, params, key, mesh)
 
 
 def _replay_actor(run: Run) -> ActFn:
@@ -267,30 +269,34 @@ def post_train(run: Run) -> None:
     models = run.models
     starts = models.starts(run.exploration[0])
     held_out = models.starts(_some(run.test_episodes, run.config.post_training.held_out_starts))
-    params = run.params("policy")
-    params = imagination.post_train(models.config, run.workdir, models, run.world, params, starts, held_out)
+    trials = imagination.imagined_trials(models.config, models, run.world, starts, held_out)
+    params = imagination.post_train(models.config, run.workdir, models, trials, run.params("policy"))
     run.workdir.save_params("post_trained", params)
 
 
 def post_train_true(run: Run) -> None:
     """The upper bound: the same updates with the true world and the true predicate in place of the learned ones.
 
+    The tabletop, written in JAX, stands in for the simulator; in any other world episodes are run (RIPT's setting).
+
     Raises:
-      WorldEnvError: only the tabletop, which is written in JAX, can stand in for the simulator.
+      WorldEnvError: recordings have no world to act in.
     """
-    if run.config.environment.name != "tabletop":
-        raise WorldEnvError(f"{run.config.environment.name} cannot stand in for the simulator: only the tabletop can")
-    models = run.models
-    world = imagination.World(
-        tabletop_simulator_fns(models.statistics, run.environment.config), oracle_reflector_fns(), {}, {}
-    )
-    training, held_out = run.exploration[0], _some(run.test_episodes, run.config.post_training.held_out_starts)
-    starts = [
-        models.starts(episodes)._replace(environment=stack_states([e.environment for e in episodes]))
-        for episodes in (training, held_out)
-    ]
-    params = run.params("policy")
-    params = imagination.post_train(run.config, run.workdir, models, world, params, *starts, stage="post_train_true")
+    config, models = run.config, run.models
+    episodes = (run.exploration[0], _some(run.test_episodes, config.post_training.held_out_starts))
+    if config.environment.name == "recorded":
+        raise WorldEnvError("recorded episodes have no world to act in: --world=true needs the tabletop or LIBERO")
+    if config.environment.name == "tabletop":
+        simulator = tabletop_simulator_fns(models.statistics, run.environment.config)
+        starts = [
+            models.starts(part)._replace(environment=stack_states([episode.environment for episode in part]))
+            for part in episodes
+        ]
+        world = imagination.World(simulator, oracle_reflector_fns(), {}, {})
+        trials = imagination.imagined_trials(config, models, world, *starts)
+    else:
+        trials = real_trials(config, models, run.environment, *episodes)
+    params = imagination.post_train(config, run.workdir, models, trials, run.params("policy"), "post_train_true")
     run.workdir.save_params("post_trained_true", params)
 
 

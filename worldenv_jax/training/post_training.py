@@ -178,15 +178,19 @@ def rollout_metrics(rollout: Rollout, samples: int) -> dict[str, Array]:
 
 
 def sample_starts(starts: Starts, count: int, samples: int, seed: int, iteration: int, attempt: int) -> Starts:
-    """`count` different starts, each `samples` times in a row: a function of (seed, iteration, attempt) only.
+    """The starts of `sample_rows`, each `samples` times in a row."""
+    rows = sample_rows(len(starts.task), count, seed, iteration, attempt)
+    return jax.tree.map(lambda leaf: np.repeat(leaf[rows], samples, axis=0), starts)
+
+
+def sample_rows(total: int, count: int, seed: int, iteration: int, attempt: int) -> np.ndarray:
+    """`count` different ones of `total` starts, int [count]: a function of (seed, iteration, attempt) only.
 
     Raises:
       WorldEnvError: fewer than `count` starts were collected.
     """
-    total = len(starts.task)
     if count > total:
         raise WorldEnvError(
             f"an iteration needs {count} starts, but only {total} were collected: collect more episodes"
         )
-    rows = np.random.default_rng([seed, iteration, attempt]).choice(total, count, replace=False)
-    return jax.tree.map(lambda leaf: np.repeat(leaf[rows], samples, axis=0), starts)
+    return np.random.default_rng([seed, iteration, attempt]).choice(total, count, replace=False)
