@@ -8,23 +8,21 @@
 Stop it at any time: the same command goes on where it was.
 """
 
-from dataclasses import replace
 from pathlib import Path
 
 import jax
 from absl import flags
 from common import FLAGS, config_from_flags, run_script
+from several_runs import each_run
 
 from worldenv_jax import files
-from worldenv_jax.configs import ExperimentConfig, apply_variant
+from worldenv_jax.configs import ExperimentConfig
 from worldenv_jax.errors import WorldEnvError
 from worldenv_jax.evaluation.summary import aggregate, aggregate_table
 from worldenv_jax.overrides import diff_configs, to_dict
 from worldenv_jax.training import pipeline
 
 flags.DEFINE_bool("from_scratch", False, "Train everything instead of using the shipped models.")
-flags.DEFINE_integer("seeds", 1, "Runs with the seeds 0, 1, ...", lower_bound=1)
-flags.DEFINE_list("variants", ["full"], "Rows of the table: full and the ablations of configs.VARIANTS.")
 
 
 def run_once(config: ExperimentConfig, folder: Path) -> dict:
@@ -60,12 +58,8 @@ def main() -> None:
     if FLAGS.seeds == 1 and FLAGS.variants == ["full"]:
         run_once(config_from_flags(), root)
         return
-    summaries = []
-    for variant in FLAGS.variants:
-        for seed in range(FLAGS.seeds):
-            config = apply_variant(replace(config_from_flags(), seed=seed), variant)
-            folder = root / f"{variant}_seed{seed}"
-            summaries.append(finished_summary(config, folder) or run_once(config, folder))
+    runs = [(root / name, config) for name, config in each_run(config_from_flags())]
+    summaries = [finished_summary(config, folder) or run_once(config, folder) for folder, config in runs]
     rows = aggregate(summaries)
     files.write_json(root / "aggregate.json", rows)
     print(aggregate_table(rows))
