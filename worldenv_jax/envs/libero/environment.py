@@ -171,10 +171,13 @@ class LiberoEnvironment:
                 intrinsics=camera.intrinsics,
                 camera_pose=camera.pose,
                 instruction=self.instructions[spec.task],
+                task=spec.task,
+                seed=spec.seed,
+                split=spec.split,
+                starts=spec.starts,
                 actor="perturbed_expert" if noise else "expert",
                 noise=float(noise),
                 environment=start,
-                **spec._asdict(),
             )
 
     def close(self) -> None:

@@ -204,8 +204,9 @@ class WorkerPool:
                     ready[running.pop(slot)] = reply
                 yield ready.pop(index)
         finally:
-            for slot in running:
-                self._slots[slot].kill()
+            for number, slot in enumerate(self._slots):  # none after `close`
+                if number in running:
+                    slot.kill()
 
     def _next_reply(self, patient: bool = True) -> tuple[int, tuple] | None:
         """(slot, (status, value)) of the next busy slot to finish; None where none has and we are not `patient`."""
