@@ -4,14 +4,12 @@
 import importlib
 import json
 import shutil
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from absl import flags
-from absl.testing import flagsaver
+from script_runs import run
 
 from worldenv_jax.configs import get_config
 from worldenv_jax.data.rlds import open_episodes
@@ -22,7 +20,6 @@ from worldenv_jax.metrics import read_json_lines
 from worldenv_jax.params_file import load_params, save_params
 from worldenv_jax.types import EpisodeSpec
 
-EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
 MODELS = ("policy", "simulator", "reflector", "post_trained")
 # Where a stage of one or two phases is stopped: in the middle of each phase, before the next one has begun.
 STOPS = {
@@ -31,26 +28,6 @@ STOPS = {
     "train_reflector": (("reflector_training.steps=2",),),
     "post_train": (("post_training.iterations=2",),),
 }
-
-
-def run(script: str, workdir: Path, *arguments: str):
-    """Imports a script and calls its main with these flags.
-
-    The flags are set one by one: tools imported by other tests have required flags, which parsing would ask for.
-    """
-    if str(EXPERIMENTS) not in sys.path:
-        sys.path.insert(0, str(EXPERIMENTS))
-    module = importlib.import_module(script)
-    values = {"config": "debug", "workdir": str(workdir), "set": []}
-    for argument in arguments:
-        name, separator, text = argument.removeprefix("--").partition("=")
-        if name == "set":
-            values["set"].append(text)
-        else:
-            values[name] = flags.FLAGS[name].parser.parse(text) if separator else True
-    flags.FLAGS.mark_as_parsed()
-    with flagsaver.flagsaver(**values):
-        return module.main()
 
 
 @pytest.fixture(scope="module")
@@ -100,29 +77,6 @@ def test_a_finished_run_is_read_for_its_own_config_only(straight):
     assert quickstart.finished_summary(config, straight)["seed"] == 0
     assert quickstart.finished_summary(replace(config, seed=1), straight) is None
     assert quickstart.finished_summary(config, straight / "nothing") is None
-
-
-def test_the_claim_evaluates_every_policy_on_the_same_starts(tmp_path):
-    """With a gate that passes and one that refuses: then the cloned policy is the result."""
-    run("claim", tmp_path, "--ignore_gate")
-    content = json.loads((tmp_path / "claim.json").read_text())
-    assert [row["variant"] for row in content["table"]] == [
-        "full, in imagination, shifted starts",
-        "full, in the true world, shifted starts",
-    ]
-    folder = tmp_path / "full_seed0"
-    results = {
-        name: json.loads((folder / "evaluation" / f"{name}.json").read_text()) for name in ("before", "after_true")
-    }
-    assert content["table"][1]["before"]["mean"] == results["before"]["success"]["mean"]
-    assert content["table"][1]["after"]["mean"] == results["after_true"]["success"]["mean"]
-    run("claim", tmp_path)  # models that learned nothing do not pass
-    content = json.loads((tmp_path / "claim.json").read_text())
-    assert not content["runs"][0]["gate_passed"]
-    assert (
-        content["runs"][0]["paired"]["in imagination, shifted starts"]["same"]
-        == results["before"]["success"]["episodes"]
-    )
 
 
 def test_suites_are_of_libero(tmp_path):

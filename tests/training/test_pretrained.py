@@ -169,7 +169,7 @@ def test_a_run_from_a_published_policy_and_back(policy_folder, tmp_path):
 
 def test_the_simulator_starts_as_published(simulator_file):
     config = config_with(simulator=simulator_file)
-    params = initial_simulator(config, None)
+    params = initial_simulator(config, jax.random.key(0))
     tensors = evac.flatten_checkpoint(load_torch_file(simulator_file))
     kernel = tensors["model.diffusion_model.out.2.weight"]  # [O, I, 3, 3]
     assert kernel.dtype == np.float16
@@ -256,8 +256,9 @@ def test_a_simulator_without_its_image_encoder(simulator_file, tmp_path):
     rest = {name: array for name, array in tensors.items() if name not in clip}
     save_torch_file(tmp_path / "part.pt", {"state_dict": rest})
     with pytest.raises(WorldEnvError, match="missing .*embedder.model.visual"):
-        initial_simulator(config_with(simulator=tmp_path / "part.pt"), None)
+        initial_simulator(config_with(simulator=tmp_path / "part.pt"), jax.random.key(0))
     save_torch_file(tmp_path / "clip.pt", {name.removeprefix(evac.CLIP): array for name, array in clip.items()})
     paths = {"simulator": tmp_path / "part.pt", "image_encoder": tmp_path / "clip.pt"}
-    params = initial_simulator(config_with(**paths), None)
-    jax.tree.map(np.testing.assert_array_equal, params, initial_simulator(config_with(simulator=simulator_file), None))
+    params = initial_simulator(config_with(**paths), jax.random.key(0))
+    whole = initial_simulator(config_with(simulator=simulator_file), jax.random.key(0))
+    jax.tree.map(np.testing.assert_array_equal, params, whole)

@@ -27,6 +27,7 @@ from worldenv_jax.errors import WorldEnvError
 from worldenv_jax.mesh import Mesh, shardings
 from worldenv_jax.policy import init_policy
 from worldenv_jax.reflector import ReflectorConfig, init_reflector
+from worldenv_jax.simulator import init_simulator
 from worldenv_jax.training.train_state import trainable_mask
 from worldenv_jax.types import Array, Params, Statistics
 from worldenv_jax.weights import evac, llava
@@ -102,15 +103,15 @@ def initial_policy(config: ExperimentConfig, key: Array, mesh: Mesh) -> Params:
     return jax.tree.map(lambda leaf, chosen: leaf.astype(jnp.float32) if chosen else leaf, params, trained)
 
 
-def initial_simulator(config: ExperimentConfig, params: Params) -> Params:
-    """The simulator before training: `params` (random), or EVAC's.
+def initial_simulator(config: ExperimentConfig, key: Array) -> Params:
+    """The simulator before training, random or EVAC's.
 
     Raises:
       WorldEnvError: as `initial_policy`.
     """
     paths = config.pretrained
     if not paths.simulator:
-        return params
+        return init_simulator(config.simulator, key)
     with _explained(paths.simulator):
         tensors = evac.flatten_checkpoint(load_torch_file(Path(paths.simulator)))
         if paths.image_encoder:

@@ -25,7 +25,6 @@ from worldenv_jax.simulator import (
     denoising_loss,
     encode_frames,
     history_steps,
-    init_simulator,
     measure_latent_scale,
 )
 from worldenv_jax.training.pretrained import initial_simulator
@@ -49,7 +48,7 @@ def train_autoencoder(config: ExperimentConfig, workdir: Workdir, episodes: Sequ
         [np.asarray(episode.images[:]).reshape(-1, *episode.images.shape[2:]) for episode in episodes]
     )
     stage, seed = config.autoencoder, config.seed
-    params = initial_simulator(config, init_simulator(config.simulator, jax.random.key(seed)))
+    params = initial_simulator(config, jax.random.key(seed))
 
     def loss(params: Params, key: Array, batch: Array) -> tuple[Array, dict[str, Array]]:
         return autoencoder_loss(config.simulator, {"autoencoder": params}, key, batch)
