@@ -18,6 +18,7 @@ from worldenv_jax.envs.tabletop import TabletopConfig, TabletopEnvironment
 from worldenv_jax.errors import WorldEnvError
 from worldenv_jax.metrics import read_json_lines
 from worldenv_jax.params_file import load_params, save_params
+from worldenv_jax.training import pipeline
 from worldenv_jax.types import EpisodeSpec
 
 MODELS = ("policy", "simulator", "reflector", "post_trained")
@@ -77,6 +78,33 @@ def test_a_finished_run_is_read_for_its_own_config_only(straight):
     assert quickstart.finished_summary(config, straight)["seed"] == 0
     assert quickstart.finished_summary(replace(config, seed=1), straight) is None
     assert quickstart.finished_summary(config, straight / "nothing") is None
+
+
+def test_the_claim_evaluates_every_policy_on_the_same_starts(straight, tmp_path, monkeypatch):
+    """With a gate that passes and one that refuses: then the cloned policy is the result."""
+    claim = importlib.import_module("claim")
+    assert set(claim.LEARNED_WORLD) < set(pipeline.STAGES)
+    monkeypatch.setattr(claim, "LEARNED_WORLD", ())  # the learned world is there
+    shutil.copytree(straight, tmp_path / "full_seed0")
+    run("claim", tmp_path, "--ignore_gate")
+    content = json.loads((tmp_path / "claim.json").read_text())
+    assert [row["variant"] for row in content["table"]] == [
+        "full, in imagination, shifted starts",
+        "full, in the true world, shifted starts",
+    ]
+    folder = tmp_path / "full_seed0"
+    results = {
+        name: json.loads((folder / "evaluation" / f"{name}.json").read_text()) for name in ("before", "after_true")
+    }
+    assert content["table"][1]["before"]["mean"] == results["before"]["success"]["mean"]
+    assert content["table"][1]["after"]["mean"] == results["after_true"]["success"]["mean"]
+    run("claim", tmp_path, "--upper_bound=false")  # models that learned nothing do not pass the gate
+    content = json.loads((tmp_path / "claim.json").read_text())
+    assert not content["runs"][0]["gate_passed"]
+    assert (
+        content["runs"][0]["paired"]["in imagination, shifted starts"]["same"]
+        == results["before"]["success"]["episodes"]
+    )
 
 
 def test_suites_are_of_libero(tmp_path):
