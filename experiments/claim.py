@@ -20,6 +20,7 @@ from several_runs import each_run
 
 from worldenv_jax import files
 from worldenv_jax.configs import ExperimentConfig
+from worldenv_jax.errors import WorldEnvError
 from worldenv_jax.evaluation.summary import aggregate, aggregate_table, paired_text
 from worldenv_jax.training import pipeline
 from worldenv_jax.training.evaluating import compare
@@ -36,6 +37,8 @@ def configured() -> ExperimentConfig:
     """The preset with the flags' suite and demonstrations."""
     config = config_from_flags()
     if FLAGS.suite:
+        if config.environment.name != "libero":
+            raise WorldEnvError(f"--suite is LIBERO's, the world is {config.environment.name}: choose another --config")
         config = replace(config, environment=replace(config.environment, suite=FLAGS.suite))
     if FLAGS.demos:
         config = replace(config, collect=replace(config.collect, demonstrations_per_task=FLAGS.demos))

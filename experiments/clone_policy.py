@@ -4,7 +4,7 @@
     python experiments/clone_policy.py --workdir=runs/tabletop        (after collect.py --what=demonstrations)
     python experiments/clone_policy.py --config=libero_cpu --workdir=runs/libero_cpu
 
-The second line, on five demonstrations per task of libero_object (seed 0, 1.4 M parameters, 40 to 50 minutes on four
+The second line, on five demonstrations per task of libero_object (seed 0, 1.4 M parameters, 50 minutes on four shared
 cores), gave 57.0 % [47.2, 66.3] success on the official test starts and 26.0 % [18.4, 35.4] on shifted ones, 100
 episodes each (`evaluate.py --policy=before --starts=official,shifted`, protocol db8f1d3ad126). With
 `pretrained.policy` it starts from a published OpenVLA-OFT checkpoint instead (`training/pretrained.py`).

@@ -110,6 +110,8 @@ def test_the_claim_evaluates_every_policy_on_the_same_starts(straight, tmp_path,
 def test_suites_are_of_libero(tmp_path):
     with pytest.raises(WorldEnvError, match="the world is tabletop"):
         run("collect", tmp_path, "--suites=libero_object")
+    with pytest.raises(WorldEnvError, match="the world is tabletop"):
+        run("claim", tmp_path, "--suite=libero_object")
 
 
 def test_what_a_run_leaves(straight):

@@ -49,6 +49,8 @@ def test_rows_by_hand(models, monkeypatch):
     monkeypatch.setattr(module, "make_replay", fake)
     monkeypatch.setattr(module.jax, "block_until_ready", lambda result: result)
     rows = module.sampling_cost(models, {}, [_episode(8, True), _episode(3, False)], steps=(1, 2))
+    still, *rows = rows
+    assert still["steps"] == 0 and still["psnr"] == pytest.approx(10 * np.log10(255**2 * 12))  # nothing moves
     assert [row["steps"] for row in rows] == [1, 2] and [row["trained"] for row in rows] == [False, True]
     for row, error in zip(rows, (10, 5)):
         expected = pytest.approx(20 * np.log10(255 / error), abs=1e-9)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from worldenv_jax.types import ACTION_DIM, PROPRIO_DIM
+from worldenv_jax.types import ACTION_DIM, PROPRIO_DIM, EpisodeSpec
 
 ACTORS = ("expert", "perturbed_expert", "policy", "imagined", "human")
 
@@ -34,6 +34,11 @@ class Episode:
     actor: str  # one of ACTORS
     noise: float = 0.0  # exploration scale factor of the actor
     environment: dict[str, np.ndarray] = field(default_factory=dict)  # the true start state; may be empty
+
+    @property
+    def spec(self) -> EpisodeSpec:
+        """Its start: what an environment needs to begin it again."""
+        return EpisodeSpec(self.task, self.seed, self.split, self.starts)
 
     @property
     def num_steps(self) -> int:

@@ -123,7 +123,7 @@ class PolicyConfig:
 
     @classmethod
     def libero_cpu(cls, **changes) -> "PolicyConfig":
-        """Two 64 px views; trains from scratch on a CPU in half an hour."""
+        """Two 64 px views; the tabletop's sizes; trains from scratch on a CPU."""
         return cls.tabletop(**{"views": 2, "text_length": 48} | changes)
 
     @classmethod

@@ -112,7 +112,7 @@ class SimulatorConfig:
 
     @classmethod
     def libero_cpu(cls) -> "SimulatorConfig":
-        """64 px, agentview and wrist, chunks of 8: the tabletop's sizes for two views, an hour on a CPU."""
+        """64 px, agentview and wrist, chunks of 8: the tabletop's sizes for two views."""
         return replace(cls.tabletop(), views=2, hand_views=(1,), max_chunks=64)
 
     @classmethod

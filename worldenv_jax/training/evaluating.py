@@ -139,7 +139,7 @@ def expert_outcomes(environment: Environment, specs: Sequence[EpisodeSpec]) -> I
 
 def replay_outcomes(environment: Environment, episodes: Sequence[Episode]) -> Iterator[tuple[Episode, Outcome]]:
     """Every recorded episode again: its own actions, open loop, from its own start, however long it is."""
-    recorded = {EpisodeSpec(e.task, e.seed, e.split, e.starts): e for e in episodes}
+    recorded = {episode.spec: episode for episode in episodes}
     longest = max((e.num_steps for e in episodes), default=0)
     act = replay_actor(recorded.__getitem__)
     for _, outcome in run_episodes(environment, act, list(recorded), max_steps=longest):

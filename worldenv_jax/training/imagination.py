@@ -156,7 +156,7 @@ def measure_agreement(
     starts = split_rows(models.starts(episodes), mesh_from_config(config.mesh))
     rollout = jax.device_get(imagine(roll, jax.random.key(config.seed + 22), starts))
     actions = executed_actions(models, rollout)
-    specs = [EpisodeSpec(e.task, e.seed, e.split, e.starts) for e in episodes]
+    specs = [episode.spec for episode in episodes]
     frames, success = replay_in_environment(environment, specs, actions)
     reach = np.arange(success.shape[1]) < rollout.length[:, None] + config.policy.chunk
     result = imagination_agreement(rollout.terminated, (success & reach).any(1))

@@ -12,7 +12,7 @@ head, the reward head) starts as without one. `tools/export_checkpoint.py` goes 
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -58,7 +58,7 @@ def _complete_reflector(folder: Path, config: ReflectorConfig) -> ReflectorConfi
     preprocessor = folder / "preprocessor_config.json"
     pixels = json.loads(preprocessor.read_text()) if preprocessor.is_file() else None
     stated = llava.config_from_json(json.loads((folder / "config.json").read_text()), pixels)
-    keep = lambda new, old: replace(new, dtype=old.dtype, remat=old.remat) if hasattr(old, "remat") else new
+    keep = lambda new, old: replace(new, dtype=old.dtype, remat=old.remat)
     stated = replace(
         stated,
         vision=keep(stated.vision, config.llava.vision),
@@ -92,15 +92,8 @@ def initial_policy(config: ExperimentConfig, key: Array, mesh: Mesh) -> Params:
         layout = shardings(tables.abstract_policy(config.policy), mesh)
         loaded = load_policy(folder, config.policy, layout)["params"]
 
-    def absent(key: Array) -> Params:  # compiled, so that what is loaded is not made
-        params = init(key)
-        return {**params, "params": {name: leaf for name, leaf in params["params"].items() if name not in loaded}}
-
-    params = jax.jit(absent, out_shardings=shardings(jax.eval_shape(absent, key), mesh))(key)
-    params = {**params, "params": {**loaded, **params["params"]}}
     optimizers = (config.cloning.optimizer, config.scale_head.optimizer, config.post_training.optimizer)
-    trained = trainable_mask(params, tuple({pattern for o in optimizers for pattern in o.trainable}))
-    return jax.tree.map(lambda leaf, chosen: leaf.astype(jnp.float32) if chosen else leaf, params, trained)
+    return _complete(init, loaded, tuple({pattern for o in optimizers for pattern in o.trainable}), key, mesh)
 
 
 def initial_simulator(config: ExperimentConfig, key: Array) -> Params:
@@ -141,14 +134,21 @@ def initial_reflector(config: ExperimentConfig, key: Array, mesh: Mesh) -> Param
     with _explained(folder):
         layout = shardings(llava.abstract_llava(model), mesh)
         loaded = llava.import_llava(model, open_safetensors(folder), str(folder), layout)["params"]
+    return _complete(init, {"llava": loaded}, config.reflector_training.optimizer.trainable, key, mesh)
 
-    def absent(key: Array) -> Params:
+
+def _complete(
+    init: Callable[[Array], Params], loaded: Params, trainable: tuple[str, ...], key: Array, mesh: Mesh
+) -> Params:
+    """`loaded`, and what init(key) has beside it; what is trained in float32."""
+
+    def absent(key: Array) -> Params:  # compiled, so that what is loaded is not made
         params = init(key)
-        return {**params, "params": {name: leaf for name, leaf in params["params"].items() if name != "llava"}}
+        return {**params, "params": {name: leaf for name, leaf in params["params"].items() if name not in loaded}}
 
     params = jax.jit(absent, out_shardings=shardings(jax.eval_shape(absent, key), mesh))(key)
-    params = {**params, "params": {**params["params"], "llava": loaded}}
-    trained = trainable_mask(params, config.reflector_training.optimizer.trainable)
+    params = {**params, "params": {**loaded, **params["params"]}}
+    trained = trainable_mask(params, trainable)
     return jax.tree.map(lambda leaf, chosen: leaf.astype(jnp.float32) if chosen else leaf, params, trained)
 
 

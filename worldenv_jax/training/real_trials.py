@@ -40,22 +40,17 @@ def real_trials(
 
     def rollout(params: Params, key: Array, number: int, attempt: int) -> Rollout:
         rows = sample_rows(len(starts), settings.starts, config.seed, number, attempt)
-        specs = [spec_of(starts[row], sample) for row in rows for sample in range(config.rollout.samples)]
+        specs = [starts[row].spec._replace(sample=n) for row in rows for n in range(config.rollout.samples)]
         result = run_trials(config, models, environment, sampling, params, key, specs)
         return shard_batch(own_rows(result, mesh), mesh)
 
     def estimate(params: Params) -> dict[str, float]:
         act = policy_actor(mean, params, jax.random.key(config.seed + 21), mesh)
-        outcomes = _run(environment, act, [spec_of(episode) for episode in held_out], _horizon(config))
+        outcomes = _run(environment, act, [episode.spec for episode in held_out], _horizon(config))
         rate = float(np.mean([outcome.success for outcome in outcomes]))
         return {"held_out_reward": rate, "held_out_terminated": rate}
 
     return Trials(rollout, estimate)
-
-
-def spec_of(episode: Episode, sample: int = 0) -> EpisodeSpec:
-    """The start of a recorded episode."""
-    return EpisodeSpec(episode.task, episode.seed, episode.split, episode.starts, sample)
 
 
 def run_trials(

@@ -31,9 +31,10 @@ def sampling_cost(
       steps: numbers of denoising steps.
 
     Returns:
-      One row per number: "steps"; "psnr", "psnr_success" and "psnr_failure" in dB, means over valid steps and views
-      (None where there is no such episode); "seconds" of the second call, compilation excluded; "frames_per_second";
-      "trained": False where the model was trained for other numbers of steps only (`sampled_steps_only`).
+      A row of 0 steps (the first frame repeated), then one per number: "steps"; "psnr", "psnr_success" and
+      "psnr_failure" in dB, means over valid steps and views (None where there is no such episode); "seconds" of the
+      second call, compilation excluded; "frames_per_second"; "trained": False where the model was trained for other
+      numbers of steps only (`sampled_steps_only`).
 
     Raises:
       WorldEnvError: no episodes, or ones that the simulator cannot replay.
@@ -45,7 +46,15 @@ def sampling_cost(
     succeeded = np.array([episode.succeeded for episode in episodes])
     starts, actions = models.starts(episodes), recorded_chunks(models, episodes, chunks)
     keys = jax.random.split(jax.random.key(0), len(episodes))
-    rows = []
+
+    def quality_of(frames: np.ndarray) -> dict[str, float | None]:
+        quality = psnr(frames, truth).mean(-1)
+        mean = lambda chosen: float(quality[chosen].mean()) if chosen.any() else None
+        outcomes = {"psnr_success": succeeded, "psnr_failure": ~succeeded}
+        return {"psnr": mean(valid)} | {name: mean(valid & chosen[:, None]) for name, chosen in outcomes.items()}
+
+    still = np.broadcast_to(np.asarray(starts.images)[:, None], truth.shape)
+    rows = [{"steps": 0, **quality_of(still), "seconds": 0.0, "frames_per_second": None, "trained": False}]
     for count in steps:
         simulator = replace(models.config.simulator, ddim_steps=count)
         changed = replace(models, config=replace(models.config, simulator=simulator))
@@ -54,14 +63,10 @@ def sampling_cost(
         began = time.perf_counter()
         jax.block_until_ready(replay(params, keys, starts, actions))
         seconds = time.perf_counter() - began
-        quality = psnr(frames, truth).mean(-1)
-        mean = lambda chosen, quality=quality: float(quality[chosen].mean()) if chosen.any() else None
         rows.append(
             {
                 "steps": count,
-                "psnr": mean(valid),
-                "psnr_success": mean(valid & succeeded[:, None]),
-                "psnr_failure": mean(valid & ~succeeded[:, None]),
+                **quality_of(frames),
                 "seconds": seconds,
                 "frames_per_second": valid.size / seconds,
                 "trained": count == models.config.simulator.ddim_steps or not simulator.sampled_steps_only,
