@@ -83,7 +83,7 @@ class PretrainedConfig:
 
 @dataclass(frozen=True)
 class AugmentationConfig:
-    """Of the images during cloning, on the device; zeros switch it off."""
+    """Of the images that policy and reflector are trained on, on the device; zeros switch it off."""
 
     shift: int = 0  # pixels, any direction, edges replicated
     brightness: float = 0.0  # +- in [0, 1] units

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Losses of cloning against hand arithmetic on the policy's own distribution; augmentation."""
+"""Losses of cloning against hand arithmetic on the policy's own distribution."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ import pytest
 
 from worldenv_jax.configs import AugmentationConfig
 from worldenv_jax.policy import PolicyConfig, init_policy, policy_distribution, tokenize_policy_prompts
-from worldenv_jax.training.cloning import CloningBatch, augment, make_action_loss, make_scale_loss
+from worldenv_jax.training.cloning import CloningBatch, make_action_loss, make_scale_loss
 from worldenv_jax.types import Observation, Statistics, Text
 
 CONFIG = PolicyConfig.debug()
@@ -49,20 +49,3 @@ def test_scale_loss_is_the_laplace_likelihood_and_leaves_the_mean_alone(batch, p
     gradient = jax.grad(lambda p: loss_fn(p, jax.random.key(0), batch)[0])(params)["params"]
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(gradient["action_head"]))
     assert any(np.any(leaf) for leaf in jax.tree.leaves(gradient["scale_head"]))
-
-
-def test_augmentation_shifts_by_whole_pixels_the_same_for_all_views():
-    row = np.arange(8, dtype=np.uint8)
-    images = np.broadcast_to((10 * row)[None, None, None, :, None], (64, 2, 8, 8, 3)).astype(np.uint8)
-    moved = np.asarray(augment(jax.random.key(0), jnp.asarray(images), AugmentationConfig(shift=2)))
-    np.testing.assert_array_equal(moved[:, 0], moved[:, 1])
-    offsets = {int(v) for v in moved[:, 0, 4, 4, 0].astype(int) // 10 - 4}  # column 4 shows column 4 + offset
-    assert offsets == {-2, -1, 0, 1, 2}
-    assert moved.dtype == np.uint8
-
-
-def test_augmentation_brightness_stays_in_range():
-    images = jnp.full((32, 1, 4, 4, 3), 250, jnp.uint8)
-    bright = np.asarray(augment(jax.random.key(1), images, AugmentationConfig(brightness=0.2)))
-    assert bright.max() == 255 and bright.min() >= 250 - 51 and len(np.unique(bright[:, 0, 0, 0, 0])) > 5
-    np.testing.assert_array_equal(augment(jax.random.key(1), images, NONE), images)

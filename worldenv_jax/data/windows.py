@@ -125,11 +125,11 @@ class ReflectorWindows:
     """Frames of one episode with the success of the task at each, padded to a fixed length.
 
     Keys: frames uint8 [L, V, H, W, 3], frame_index int32 [L] (their times, ascending), frame_mask bool [L], labels
-    float32 [L], task int32, instruction str. Mode "streaming": the whole episode, or of a longer one its last L / 2
-    frames, where successes are, and as many drawn at random from before. Mode "uniform" (the paper): at most L frames
-    spread evenly over o_1:t, t drawn at random, in successful episodes half of the time after the success. A share
-    `negatives` of the windows from successful episodes gets the instruction of another task, and labels 0. Successful
-    and failed episodes are two groups.
+    float32 [L], task int32, instruction str. Mode "streaming": the whole episode, or of o_1:t of a longer one the last
+    L / 2 frames and as many drawn at random from before. Mode "uniform" (the paper): at most L frames spread evenly
+    over o_1:t. t is drawn at random, in successful episodes half of the time after the success. A share `negatives` of
+    the windows from successful episodes gets the instruction of another task, and labels 0. Successful and failed
+    episodes are two groups.
     """
 
     episodes: Sequence[Episode]
@@ -158,7 +158,7 @@ class ReflectorWindows:
     def window(self, index: int, rng: np.random.Generator) -> Window:
         """Episode `index`; draws the frames and the instruction."""
         episode = self.episodes[index]
-        frames = self._streamed(episode.num_steps, rng) if self.mode == "streaming" else self._uniform(episode, rng)
+        frames = self._streamed(episode, rng) if self.mode == "streaming" else self._uniform(episode, rng)
         padding = self.length - len(frames)
         instruction, labels = episode.instruction, episode.success[frames].astype(np.float32)
         others = [other for other in self._instructions if other != instruction]
@@ -174,17 +174,22 @@ class ReflectorWindows:
             "instruction": instruction,
         }
 
-    def _streamed(self, steps: int, rng: np.random.Generator) -> np.ndarray:
-        if steps < self.length:
-            return np.arange(steps + 1)
-        early = steps + 1 - self.length // 2
+    def _streamed(self, episode: Episode, rng: np.random.Generator) -> np.ndarray:
+        if episode.num_steps < self.length:
+            return np.arange(episode.num_steps + 1)
+        last = self._last(episode, rng)
+        if last < self.length:
+            return np.arange(last + 1)
+        early = last + 1 - self.length // 2
         chosen = np.sort(rng.choice(early, self.length - self.length // 2, replace=False))
-        return np.append(chosen, np.arange(early, steps + 1))
+        return np.append(chosen, np.arange(early, last + 1))
 
     def _uniform(self, episode: Episode, rng: np.random.Generator) -> np.ndarray:
+        return np.unique(np.linspace(0, self._last(episode, rng), self.length).round().astype(int))
+
+    def _last(self, episode: Episode, rng: np.random.Generator) -> int:
         after_success = episode.succeeded and rng.random() < 0.5
-        last = rng.integers(episode.first_success if after_success else 0, episode.num_steps + 1)
-        return np.unique(np.linspace(0, last, self.length).round().astype(int))
+        return rng.integers(episode.first_success if after_success else 0, episode.num_steps + 1)
 
 
 @dataclass(frozen=True)

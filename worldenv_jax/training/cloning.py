@@ -17,6 +17,7 @@ from worldenv_jax.configs import AugmentationConfig, ExperimentConfig
 from worldenv_jax.data.episodes import Episode
 from worldenv_jax.data.windows import BatchSampler, PolicyWindows
 from worldenv_jax.policy import PolicyConfig, laplace_log_prob, policy_distribution
+from worldenv_jax.training.augmentation import augment
 from worldenv_jax.training.models import Models
 from worldenv_jax.training.pretrained import initial_policy
 from worldenv_jax.training.train_state import LossFn
@@ -53,26 +54,6 @@ def make_scale_loss(config: PolicyConfig, statistics: Statistics, augmentation: 
         return -log_prob.sum(-1).mean(), {"scale": jnp.exp(log_scale).mean()}
 
     return loss
-
-
-def augment(key: Array, images: Array, config: AugmentationConfig) -> Array:
-    """Random shift, brightness and contrast per sample, the same for all views; uint8 in and out."""
-    if config == AugmentationConfig():
-        return images
-    keys = jax.random.split(key, images.shape[0])
-
-    def one(key: Array, views: Array) -> Array:
-        shift_key, brightness_key, contrast_key = jax.random.split(key, 3)
-        pad = config.shift
-        padded = jnp.pad(views, ((0, 0), (pad, pad), (pad, pad), (0, 0)), mode="edge")
-        offset = jax.random.randint(shift_key, (2,), 0, 2 * pad + 1)
-        shifted = jax.lax.dynamic_slice(padded, (0, offset[0], offset[1], 0), views.shape).astype(jnp.float32)
-        brightness = jax.random.uniform(brightness_key, (), minval=-1.0, maxval=1.0) * config.brightness * 255.0
-        contrast = 1.0 + jax.random.uniform(contrast_key, (), minval=-1.0, maxval=1.0) * config.contrast
-        mean = shifted.mean((1, 2), keepdims=True)
-        return jnp.clip(jnp.round((shifted - mean) * contrast + mean + brightness), 0.0, 255.0).astype(jnp.uint8)
-
-    return jax.vmap(one)(keys, images)
 
 
 def clone_policy(

@@ -20,6 +20,7 @@ from worldenv_jax.mesh import split_rows
 from worldenv_jax.reflector import reflector_loss
 from worldenv_jax.rollout import RolloutConfig, RolloutParams, imagine_rollout
 from worldenv_jax.simulator import check_actions
+from worldenv_jax.training.augmentation import augment
 from worldenv_jax.training.models import Models, take_rows
 from worldenv_jax.training.pretrained import initial_reflector
 from worldenv_jax.training.workdir import Workdir, mesh_from_config, run_training
@@ -64,7 +65,8 @@ def train_reflector(
 
     def loss(params: Params, key: Array, batch: ReflectorBatch) -> tuple[Array, dict[str, Array]]:
         index = batch.index if streaming and stage.frames else None
-        return reflector_loss(reflector, params, batch.frames, batch.text, batch.labels, batch.mask, index)
+        frames = augment(key, batch.frames, config.augmentation)
+        return reflector_loss(reflector, params, frames, batch.text, batch.labels, batch.mask, index)
 
     mesh = mesh_from_config(config.mesh)
     params = initial_reflector(config, jax.random.key(config.seed + 3), mesh)
