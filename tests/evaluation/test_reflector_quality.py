@@ -76,6 +76,14 @@ def test_threshold_sweep():
     np.testing.assert_allclose(sweep["detected"], [1 / 3, 2 / 3, 2 / 3])
 
 
+def test_curves_for_the_report():
+    curves = quality.judge_curves(PROBABILITY, TRUTH, MASK)
+    assert curves["reliability"]["frames"] == [1, 10, 1, 0, 1, 0, 1, 1, 0, 3]
+    assert curves["reliability"]["share"][1] == pytest.approx(2 / 10)  # two of the ten frames judged 0.1
+    place = curves["sweep"]["threshold"].index(0.65)
+    assert curves["sweep"]["false_positive_rate"][place] == pytest.approx(1 / 12)
+
+
 def test_threshold_rule():
     assert quality.choose_threshold(PROBABILITY, TRUTH, MASK, 2 / 12) == 0.5
     assert quality.choose_threshold(PROBABILITY, TRUTH, MASK, 1 / 12) == 0.6

@@ -10,7 +10,7 @@ import pytest
 
 from worldenv_jax import files
 from worldenv_jax.errors import WorldEnvError
-from worldenv_jax.evaluation import agreement, gate, report, strips, summary, video_quality
+from worldenv_jax.evaluation import agreement, gate, reflector_quality, report, strips, summary, video_quality
 
 VOID = {"meta", "img", "br", "input"}
 
@@ -66,11 +66,17 @@ def workdir(tmp_path_factory):
         frames[:, 0], frames, valid, np.array([True, False]), {"simulator": other, "no_action": other}
     )
     judge = {"auroc": 0.5, "false_positive_rate": 0.4, "calibration_error": 0.3}
+    curves = reflector_quality.judge_curves(np.array([[0.2, 0.9]]), np.array([[False, True]]), np.ones((1, 2), bool))
     result = gate.evaluate_gate(figures, {"true": judge}, {"imagined": {"correlation": 0.5}}, gate.GateConfig())
     sensitivity = video_quality.action_sensitivity(frames, valid, frames, other)
     files.write_json(
         folder / "gate.json",
-        {**result.to_dict(), "simulator": figures, "reflector": {"true": judge}, "action_sensitivity": sensitivity},
+        {
+            **result.to_dict(),
+            "simulator": figures,
+            "reflector": {"true": {**judge, **curves}},
+            "action_sensitivity": sensitivity,
+        },
     )
     files.write_json(
         folder / "agreement.json", agreement.imagination_agreement(np.array([True, False]), np.array([True, True]))
@@ -94,6 +100,7 @@ def test_report_is_complete_and_self_contained(workdir):
     assert text.count(">fail</span>") == sum(
         not row["passed"] for row in files.read_json(workdir / "gate.json")["rows"]
     )
+    assert "reliability, true frames" in text and "error rates, true frames" in text
     assert "Replayed: put &lt;it&gt; there" in text and "imagined.gif" in text
     assert text.count("data:image/png") == 1 and text.count("data:image/gif") == 1
 

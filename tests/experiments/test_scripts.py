@@ -19,6 +19,7 @@ from worldenv_jax.errors import WorldEnvError
 from worldenv_jax.metrics import read_json_lines
 from worldenv_jax.params_file import load_params, save_params
 from worldenv_jax.training import pipeline
+from worldenv_jax.training.judge_quality import judge_quality
 from worldenv_jax.types import EpisodeSpec
 
 MODELS = ("policy", "simulator", "reflector", "post_trained")
@@ -137,6 +138,21 @@ def test_what_a_run_leaves(straight):
     assert list((straight / "pictures").glob("*.png"))
     page = (straight / "report.html").read_text()
     assert "data:image" in page and "http://" not in page.replace("http://www.w3.org", "")
+
+
+def test_the_judge_beside_the_bare_model(straight):
+    """The trained one has the gate's figures; the bare one is the network before training, asked for yes or no."""
+    run = pipeline.Run(get_config("debug"), straight)
+    rows = judge_quality(run.models, run.params("simulator"), run.params("reflector"), run.test_episodes)
+    run.close()
+    assert [(row["judge"], row["frames_of"]) for row in rows] == [
+        ("trained", "true"), ("trained", "imagined"), ("bare", "true"), ("bare", "imagined"),
+    ]  # fmt: skip
+    gate = json.loads((straight / "gate.json").read_text())["reflector"]
+    for row in rows[:2]:
+        assert row["calibration_error"] == gate[row["frames_of"]]["calibration_error"]
+        assert row["frames"] == sum(task["frames"] for task in gate["true"]["per_task"].values())
+    assert rows[2]["calibration_error"] != rows[0]["calibration_error"] and rows[2]["threshold"] == 0.5
 
 
 def test_the_report_names_its_protocol(straight):

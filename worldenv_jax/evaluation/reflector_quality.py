@@ -147,6 +147,23 @@ def threshold_sweep(
     }
 
 
+def judge_curves(probability: np.ndarray, label: np.ndarray, mask: np.ndarray) -> dict[str, dict[str, list[float]]]:
+    """What the report plots of a judge; arguments as in `calibration_figures`.
+
+    Returns: "reliability" (mean "probability", "share" of positives and number of "frames", ten intervals of [0, 1];
+        NaN in empty ones) and "sweep" (`threshold_sweep` over 0.05, 0.10, ... 0.95).
+    """
+    probability, label, mask = (np.asarray(array) for array in (probability, label, mask))
+    confidence, frequency, count = reliability_curve(probability[mask], label[mask], bins=10)
+    sweep = threshold_sweep(probability, label, mask, np.round(np.arange(0.05, 0.96, 0.05), 2))
+    return {
+        "reliability": {
+            "probability": confidence.tolist(), "share": frequency.tolist(), "frames": count.tolist(),
+        },
+        "sweep": {name: values.tolist() for name, values in sweep.items()},
+    }  # fmt: skip
+
+
 def choose_threshold(
     probability: np.ndarray, label: np.ndarray, mask: np.ndarray, false_positive_rate: float = 0.02
 ) -> float:

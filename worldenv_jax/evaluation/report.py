@@ -268,7 +268,22 @@ def _reflector_section(figures: Mapping[str, Any]) -> str:
         (name.replace("_", " "), *(number(kind.get(name)) for kind in figures.values()))
         for name in dict.fromkeys(names)
     ]
-    return _table(rows, ("figure", *(f"{kind} frames" for kind in figures)))
+    charts = []
+    for kind, judge in figures.items():
+        if "sweep" in judge:
+            reliability, sweep = judge["reliability"], judge["sweep"]
+            lines = [
+                Series("judged", reliability["probability"], reliability["share"]),
+                Series("perfect", (0, 1), (0, 1), dashed=True),
+            ]
+            title = f"reliability, {kind} frames: share of successes"
+            charts.append(line_chart(lines, title=title, x_label="R", y_range=(0, 1), size=(440, 210)))
+            rates = {"false_positive_rate": "false positives", "false_negative_rate": "false negatives"}
+            lines = [Series(words, sweep["threshold"], sweep[name]) for name, words in rates.items()]
+            title = f"error rates, {kind} frames"
+            charts.append(line_chart(lines, title=title, x_label="threshold η", y_range=(0, 1), size=(440, 210)))
+    table = _table(rows, ("figure", *(f"{kind} frames" for kind in figures)))
+    return f'<div class="pair">{"".join(charts)}</div>{table}'
 
 
 def _agreement_section(agreement: Mapping[str, Any]) -> str:

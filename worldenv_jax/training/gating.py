@@ -15,7 +15,7 @@ from worldenv_jax.configs import ExperimentConfig
 from worldenv_jax.data.episodes import Episode
 from worldenv_jax.evaluation.agreement import imagination_agreement
 from worldenv_jax.evaluation.gate import GateResult, evaluate_gate
-from worldenv_jax.evaluation.reflector_quality import calibration_figures
+from worldenv_jax.evaluation.reflector_quality import calibration_figures, figures_per_task, judge_curves
 from worldenv_jax.evaluation.strips import Strip, draw_strip, merge_views, save_image
 from worldenv_jax.evaluation.video_quality import action_sensitivity, open_loop_quality
 from worldenv_jax.training.models import Models
@@ -63,12 +63,17 @@ def measure_gate(
         "imagined": judge_episodes(models, reflector_params, imagined)[0],
     }
     labels = labels_of(config, episodes)
+    threshold, tasks = config.rollout.threshold, [episode.task for episode in episodes]
     reflector = {
-        kind: calibration_figures(probability, labels, valid, config.rollout.threshold)
+        kind: {
+            **calibration_figures(probability, labels, valid, threshold),
+            **judge_curves(probability, labels, valid),
+            "per_task": figures_per_task(tasks, probability, labels, valid, threshold),
+        }
         for kind, probability in judged.items()
     }
     outcomes = {
-        kind: imagination_agreement(((probability > config.rollout.threshold) & valid).any(1), succeeded)
+        kind: imagination_agreement(((probability > threshold) & valid).any(1), succeeded)
         for kind, probability in judged.items()
     }
     result = evaluate_gate(figures, reflector, outcomes, config.gate)
