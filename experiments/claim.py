@@ -76,7 +76,7 @@ def run_once(config: ExperimentConfig, folder: Path) -> dict[str, Any]:
         run.close()
 
 
-def rows_of(config: ExperimentConfig, results: dict[str, Any]) -> list[dict[str, Any]]:
+def rows_of(config: ExperimentConfig, outcome: dict[str, Any]) -> list[dict[str, Any]]:
     """One summary for `aggregate` per kind of starts and result."""
     return [
         {
@@ -85,9 +85,10 @@ def rows_of(config: ExperimentConfig, results: dict[str, Any]) -> list[dict[str,
             "success_before": row["before"]["success"],
             "success_after": row[policy]["success"],
             "protocol_hash": row["before"]["protocol_hash"],
+            "refused": policy == "after" and not outcome["gate_passed"],
         }
         for policy in RESULTS
-        for kind, row in results.items()
+        for kind, row in outcome["results"].items()
         if policy in row
     ]
 
@@ -97,7 +98,7 @@ def main() -> None:
     root, runs, rows = Path(FLAGS.workdir or "runs/claim"), [], []
     for name, config in each_run(configured()):
         outcome = run_once(config, root / name)
-        rows += rows_of(config, outcome["results"])
+        rows += rows_of(config, outcome)
         paired = {
             f"{RESULTS[policy]}, {kind} starts": compare(row["before"], row[policy])
             for kind, row in outcome["results"].items()

@@ -5,7 +5,8 @@
     python experiments/quickstart.py --from_scratch       every stage, demonstrations and training included
     python experiments/quickstart.py --seeds=3 --variants=full,binary_judge      a table over seeds and ablations
 
-Stop it at any time: the same command goes on where it was.
+Where the gate refuses, the command ends with its figures; in a table over runs the cloned policy is the result. Stop
+it at any time: the same command goes on where it was.
 """
 
 from pathlib import Path
@@ -17,7 +18,7 @@ from several_runs import each_run
 
 from worldenv_jax import files
 from worldenv_jax.configs import ExperimentConfig
-from worldenv_jax.errors import WorldEnvError
+from worldenv_jax.evaluation.gate import GateRefused
 from worldenv_jax.evaluation.summary import aggregate, aggregate_table
 from worldenv_jax.overrides import diff_configs, to_dict
 from worldenv_jax.training import pipeline
@@ -26,7 +27,11 @@ flags.DEFINE_bool("from_scratch", False, "Train everything instead of using the 
 
 
 def run_once(config: ExperimentConfig, folder: Path) -> dict:
-    """One seed of one variant, from wherever it was; returns its summary."""
+    """One seed of one variant, from wherever it was; returns its summary.
+
+    Raises:
+      GateRefused: the gate did, and `--ignore_gate` is off.
+    """
     run = pipeline.Run(config, folder)
     try:
         pipeline.start(run)
@@ -37,11 +42,30 @@ def run_once(config: ExperimentConfig, folder: Path) -> dict:
         for name in names:
             result = pipeline.STAGES[name](run)
             jax.clear_caches()  # no stage needs the programs of another in memory
-            if name == "gate" and not result.passed and not FLAGS.ignore_gate:
-                raise WorldEnvError(result.refusal())
+            if name == "gate" and not FLAGS.ignore_gate:
+                result.check()
         return files.read_json(folder / "summary.json")
     finally:
         run.close()
+
+
+def summary_of(config: ExperimentConfig, folder: Path) -> dict:
+    """What `run_once` leaves, or found left; where the gate refuses, the cloned policy as it was."""
+    finished = finished_summary(config, folder)
+    if finished is not None:
+        return finished
+    try:
+        return run_once(config, folder)
+    except GateRefused as refusal:
+        print(f"{folder}: {refusal}", flush=True)
+    run = pipeline.Run(config, folder)
+    try:
+        before = pipeline.evaluate(run, "before")
+    finally:
+        run.close()
+    rates = {"success_before": before["success"], "success_after": before["success"]}
+    names = {"variant": config.variant, "seed": config.seed, "protocol_hash": before["protocol_hash"]}
+    return {**names, **rates, "refused": True}
 
 
 def finished_summary(config: ExperimentConfig, folder: Path) -> dict | None:
@@ -59,8 +83,7 @@ def main() -> None:
         run_once(config_from_flags(), root)
         return
     runs = [(root / name, config) for name, config in each_run(config_from_flags())]
-    summaries = [finished_summary(config, folder) or run_once(config, folder) for folder, config in runs]
-    rows = aggregate(summaries)
+    rows = aggregate([summary_of(config, folder) for folder, config in runs])
     files.write_json(root / "aggregate.json", rows)
     print(aggregate_table(rows))
 

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from worldenv_jax.evaluation.gate import GateConfig, evaluate_gate
+from worldenv_jax.evaluation.gate import GateConfig, GateRefused, evaluate_gate
 
 JUDGE = {"auroc": 0.95, "false_positive_rate": 0.02, "calibration_error": 0.05}
 OUTCOMES = {"imagined": {"correlation": 0.6}}
@@ -27,6 +27,7 @@ def simulator_figures(success=27.0, failure=25.0):
 def test_good_figures_pass():
     result = evaluate_gate(simulator_figures(), {"true": JUDGE, "imagined": JUDGE}, OUTCOMES, CONFIG)
     assert result.passed
+    result.check()
     assert len(result.rows) == 11
     assert result.rows[0].figure == pytest.approx(4.0)
 
@@ -35,7 +36,9 @@ def test_refusal_lists_every_failed_row_and_the_flag():
     judges = {"true": JUDGE, "imagined": {**JUDGE, "auroc": 0.71, "false_positive_rate": 0.4}}
     result = evaluate_gate(simulator_figures(failure=23.5), judges, OUTCOMES, CONFIG)
     assert not result.passed
-    message = result.refusal()
+    with pytest.raises(GateRefused) as refusal:
+        result.check()
+    message = str(refusal.value)
     assert "PSNR above copy-last-frame, failure episodes: 0.5 dB, must be at least 1.5 dB" in message
     assert "AUROC, imagined frames: 0.71, must be at least 0.85" in message
     assert "false-positive rate at eta, imagined frames: 0.4, must be at most 0.15" in message
@@ -48,7 +51,8 @@ def test_what_was_not_measured_fails():
     figures["success"]["simulator"]["psnr"] = None
     result = evaluate_gate(figures, {"true": JUDGE}, {"imagined": {"correlation": None}}, CONFIG)
     assert sum(not row.passed for row in result.rows) == 2 + 3 + 1
-    assert "AUROC, imagined frames: not measured" in result.refusal()
+    with pytest.raises(GateRefused, match="AUROC, imagined frames: not measured"):
+        result.check()
     assert json.loads(json.dumps(result.to_dict(), allow_nan=False))["rows"][0]["figure"] is None
 
 

@@ -51,6 +51,12 @@ def test_pooling_over_seeds():
     assert "binary judge" in summary.aggregate_table(rows)
 
 
+def test_a_refused_run_counts_with_the_policy_it_started_from():
+    rows = summary.aggregate([example(0, (80, 200), (120, 200)), {**example(1, (80, 200), (80, 200)), "refused": True}])
+    assert rows[0]["after"]["mean"] == pytest.approx((120 + 80) / 400)
+    assert rows[0]["refused"] == [1] and "+20.0, refused" in summary.aggregate_table(rows)
+
+
 def test_overlapping_intervals_are_not_apart():
     assert not summary.aggregate([example(0, (10, 20), (12, 20))])[0]["apart"]
 

@@ -304,6 +304,21 @@ def test_a_refusing_gate_stops_with_its_figures(straight, tmp_path):
         run("post_train", tmp_path / "run")
 
 
+def test_a_table_goes_on_after_a_refusal(straight, tmp_path, capsys):
+    """Models that learned nothing: the table has the cloned policy twice."""
+    shutil.copytree(straight, tmp_path / "binary_judge_seed0", ignore=shutil.ignore_patterns("summary.json"))
+    config = json.loads((straight / "config.json").read_text())
+    config["variant"], config["rollout"]["reward"] = "binary_judge", "binary"
+    (tmp_path / "binary_judge_seed0" / "config.json").write_text(json.dumps(config))
+    run("quickstart", tmp_path, "--from_scratch", "--variants=binary_judge")
+    row = json.loads((tmp_path / "aggregate.json").read_text())[0]
+    before = json.loads((straight / "evaluation" / "before.json").read_text())
+    assert (
+        row["refused"] == [0] and row["after"] == row["before"] and row["before"]["mean"] == before["success"]["mean"]
+    )
+    assert "the gate refuses post-training" in capsys.readouterr().out
+
+
 def test_another_config_is_refused(straight):
     with pytest.raises(WorldEnvError, match=r"policy.head_width: 32, now 64"):
         run("clone_policy", straight, "--set=policy.head_width=64")

@@ -11,6 +11,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from worldenv_jax.errors import WorldEnvError
+
+
+class GateRefused(WorldEnvError):
+    """The learned world is not good enough to teach; the message has the figures."""
+
 
 @dataclass(frozen=True)
 class GateConfig:
@@ -64,13 +70,14 @@ class GateResult:
         """Whether post-training may start."""
         return all(row.passed for row in self.rows)
 
-    def refusal(self) -> str:
-        """One message with every failed row and the flag that overrides the gate."""
+    def check(self) -> None:
+        """Raises GateRefused, with every failed row and the flag that overrides the gate, unless all passed."""
         failed = "; ".join(row.to_text() for row in self.rows if not row.passed)
-        return (
-            f"the gate refuses post-training: {failed}. Train the simulator or the reflector longer, collect more "
-            "exploration, or pass --ignore_gate to go on nevertheless"
-        )
+        if failed:
+            raise GateRefused(
+                f"the gate refuses post-training: {failed}. Train the simulator or the reflector longer, collect more "
+                "exploration, or pass --ignore_gate to go on nevertheless"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """The content of gate.json; a figure that was not measured is null."""

@@ -153,12 +153,13 @@ def aggregate(summaries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Runs over several seeds and variants as one row per variant, in order of appearance.
 
     Args:
-      summaries: contents of summary.json files; the entry "variant" (default "full") names the ablation.
+      summaries: contents of summary.json files; the entry "variant" (default "full") names the ablation, "refused"
+        (default False) says that the gate refused and "after" is "before".
 
     Returns:
-      Rows {"variant", "seeds", "before", "after", "difference", "difference_per_seed", "apart"}: mean rates over the
-      seeds, with Wilson intervals for the starts of one run, which all seeds share; "apart" says
-      that the interval after lies above the one before.
+      Rows {"variant", "seeds", "refused" (those seeds), "before", "after", "difference", "difference_per_seed",
+      "apart"}: mean rates over the seeds, with Wilson intervals for the starts of one run, which all seeds share;
+      "apart" says that the interval after lies above the one before.
 
     Raises:
       ValueError: runs measured by different protocols, which must not be pooled.
@@ -189,7 +190,10 @@ def aggregate_cells(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
             rate_text(row["before"]),
             rate_text(row["after"]),
             f"{100.0 * row['difference']:+.1f}",
-            ", ".join(f"{100.0 * value:+.1f}" for value in row["difference_per_seed"]),
+            ", ".join(
+                "refused" if seed in row["refused"] else f"{100.0 * value:+.1f}"
+                for seed, value in zip(row["seeds"], row["difference_per_seed"])
+            ),
             "yes" if row["apart"] else "no",
         )
         for row in rows
@@ -210,6 +214,7 @@ def _aggregate_variant(variant: str, runs: Sequence[Mapping[str, Any]]) -> dict[
     return {
         "variant": variant,
         "seeds": [run["seed"] for run in runs],
+        "refused": [run["seed"] for run in runs if run.get("refused")],
         "before": before,
         "after": after,
         "difference": after["mean"] - before["mean"],
