@@ -2,6 +2,7 @@
 """LOOP-PPO learns to reach in a world of one dimension; groups, starts and updates by hand."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,8 @@ from worldenv_jax.errors import WorldEnvError
 from worldenv_jax.loop_ppo import LoopConfig
 from worldenv_jax.mesh import make_mesh, shard_batch, shard_state, shardings
 from worldenv_jax.policy import laplace_log_prob
-from worldenv_jax.rollout import RolloutConfig, RolloutParams, fold_in
+from worldenv_jax.rollout import RolloutConfig, RolloutParams, end_of_trajectories, fold_in
+from worldenv_jax.training.imagination import judged_successes
 from worldenv_jax.training.post_training import (
     collect_contrast,
     flatten_chunks,
@@ -184,6 +186,15 @@ def test_starts_are_a_function_of_the_iteration():
     assert not np.array_equal(first.proprio, sample_starts(starts, 4, 2, 7, 4, 0).proprio)
     with pytest.raises(WorldEnvError, match="11 starts, but only 10"):
         sample_starts(starts, 11, 2, 0, 0, 0)
+
+
+@pytest.mark.parametrize("early_stop", [True, False])
+def test_an_imagined_success_is_one_with_and_without_an_early_end(early_stop):
+    probability = np.array([[0.1, 0.2], [0.1, 0.6], [0.7, 0.1]])
+    alive, reward = jnp.ones(3, bool), jnp.zeros(3)
+    valid, _, _ = end_of_trajectories(probability, alive, reward, RolloutConfig(early_stop=early_stop))
+    rollout = SimpleNamespace(success_probability=np.where(valid, probability, 0.0)[:, None])
+    np.testing.assert_array_equal(judged_successes(rollout, 0.5), [False, True, True])
 
 
 def test_flatten_chunks_repeats_the_instruction():

@@ -159,10 +159,16 @@ def measure_agreement(
     specs = [episode.spec for episode in episodes]
     frames, success = replay_in_environment(environment, specs, actions)
     reach = np.arange(success.shape[1]) < rollout.length[:, None] + config.policy.chunk
-    result = imagination_agreement(rollout.terminated, (success & reach).any(1))
+    verdict = judged_successes(rollout, config.rollout.threshold)
+    result = imagination_agreement(verdict, (success & reach).any(1))
     files.write_json(workdir / "agreement.json", result)
-    _draw_agreement(config, workdir, episodes, rollout, frames, success)
+    _draw_agreement(config, workdir, episodes, rollout, verdict, frames, success)
     return result
+
+
+def judged_successes(rollout: Rollout, threshold: float) -> np.ndarray:
+    """Bool [B], R > eta at some frame: where trajectories end early, those that did."""
+    return (np.asarray(rollout.success_probability) > threshold).any((1, 2))
 
 
 def save_imagined(
@@ -269,15 +275,16 @@ def _draw_agreement(
     workdir: Workdir,
     episodes: Sequence[Episode],
     rollout: Rollout,
+    verdict: np.ndarray,
     frames: np.ndarray,
     success: np.ndarray,
 ) -> None:
     """Two imagined successes that were true, two that were hallucinated, one imagined failure; strip and video."""
-    imagined, true = rollout.terminated, success.any(1)
+    true = success.any(1)
     cases = {
-        "true_success": np.flatnonzero(imagined & true)[:2],
-        "hallucinated_success": np.flatnonzero(imagined & ~true)[:2],
-        "imagined_failure": np.flatnonzero(~imagined)[:1],
+        "true_success": np.flatnonzero(verdict & true)[:2],
+        "hallucinated_success": np.flatnonzero(verdict & ~true)[:2],
+        "imagined_failure": np.flatnonzero(~verdict)[:1],
     }
     for case, rows in cases.items():
         for row in rows:
@@ -289,7 +296,7 @@ def _draw_agreement(
                 true=merge_views(np.concatenate([first, frames[row, :length]])),
                 probability=np.concatenate([[np.nan], rollout.success_probability[row].reshape(-1)[:length]]),
                 threshold=config.rollout.threshold,
-                end=length if imagined[row] else None,
+                end=length if rollout.terminated[row] else None,
                 success=np.concatenate([[False], success[row, :length]]),
             )
             caption = f"{case.replace('_', ' ').capitalize()}: {episodes[row].instruction}"
