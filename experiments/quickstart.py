@@ -19,9 +19,10 @@ from several_runs import each_run
 from worldenv_jax import files
 from worldenv_jax.configs import ExperimentConfig
 from worldenv_jax.evaluation.gate import GateRefused
-from worldenv_jax.evaluation.summary import aggregate, aggregate_table
+from worldenv_jax.evaluation.summary import aggregate, aggregate_table, paired_text
 from worldenv_jax.overrides import diff_configs, to_dict
 from worldenv_jax.training import pipeline
+from worldenv_jax.training.evaluating import compare
 
 flags.DEFINE_bool("from_scratch", False, "Train everything instead of using the shipped models.")
 
@@ -76,8 +77,20 @@ def finished_summary(config: ExperimentConfig, folder: Path) -> dict | None:
     return summary if not diff_configs(summary["config"], to_dict(config)) else None
 
 
+def against_full(root: Path) -> list[str]:
+    """A line per ablated run: its last policy beside that of the full loop of the same seed, on the same episodes."""
+    lines = []
+    for variant in FLAGS.variants:
+        for seed in range(FLAGS.seeds):
+            full, own = (root / f"{name}_seed{seed}" / "evaluation" / "after.json" for name in ("full", variant))
+            if variant != "full" and full.exists() and own.exists():
+                comparison = compare(files.read_json(full), files.read_json(own))
+                lines.append(f"{variant} against full, seed {seed}: {paired_text(comparison)}")
+    return lines
+
+
 def main() -> None:
-    """Every seed of every variant; with more than one run, a table over all."""
+    """Every seed of every variant; with more than one run, a table over all and the ablations beside the full loop."""
     root = Path(FLAGS.workdir or "runs/quickstart")
     if FLAGS.seeds == 1 and FLAGS.variants == ["full"]:
         run_once(config_from_flags(), root)
@@ -85,7 +98,7 @@ def main() -> None:
     runs = [(root / name, config) for name, config in each_run(config_from_flags())]
     rows = aggregate([summary_of(config, folder) for folder, config in runs])
     files.write_json(root / "aggregate.json", rows)
-    print(aggregate_table(rows))
+    print(aggregate_table(rows), *against_full(root), sep="\n")
 
 
 if __name__ == "__main__":

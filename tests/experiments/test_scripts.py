@@ -6,6 +6,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -317,6 +318,21 @@ def test_a_table_goes_on_after_a_refusal(straight, tmp_path, capsys):
         row["refused"] == [0] and row["after"] == row["before"] and row["before"]["mean"] == before["success"]["mean"]
     )
     assert "the gate refuses post-training" in capsys.readouterr().out
+
+
+def test_ablations_stand_beside_the_full_loop(straight, tmp_path, monkeypatch):
+    quickstart = importlib.import_module("quickstart")
+    for name in ("full_seed0", "full_seed1", "binary_judge_seed1"):
+        (tmp_path / name / "evaluation").mkdir(parents=True)
+        shutil.copyfile(straight / "evaluation" / "after.json", tmp_path / name / "evaluation" / "after.json")
+    result = json.loads((straight / "evaluation" / "after.json").read_text())
+    for row in result["episodes"]:
+        row["success"] = not row["success"]
+    won = sum(row["success"] for row in result["episodes"])
+    (tmp_path / "binary_judge_seed1" / "evaluation" / "after.json").write_text(json.dumps(result))
+    monkeypatch.setattr(quickstart, "FLAGS", SimpleNamespace(variants=["full", "binary_judge"], seeds=2))
+    (line,) = quickstart.against_full(tmp_path)
+    assert line.startswith(f"binary_judge against full, seed 1: gained {won}, lost {len(result['episodes']) - won}: ")
 
 
 def test_another_config_is_refused(straight):

@@ -35,7 +35,7 @@ def timeless(rows):
 
 
 def start(workdir: Path, steps: int, pause: float = 0.0) -> subprocess.Popen:
-    environment = dict(os.environ) | {"XLA_FLAGS": "", "PYTHONPATH": str(SCRIPT.parents[2])}
+    environment = dict(os.environ) | {"PYTHONPATH": str(SCRIPT.parents[2])}  # XLA's flags, too: the same bits
     command = [sys.executable, str(SCRIPT), str(workdir), str(steps), str(pause)]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
