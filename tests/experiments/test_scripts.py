@@ -17,6 +17,7 @@ from worldenv_jax.data.rlds import open_episodes
 from worldenv_jax.envs.base import EpisodeError, split_slots
 from worldenv_jax.envs.tabletop import TabletopConfig, TabletopEnvironment
 from worldenv_jax.errors import WorldEnvError
+from worldenv_jax.evaluation.gate import GateRefused
 from worldenv_jax.metrics import read_json_lines
 from worldenv_jax.params_file import load_params, save_params
 from worldenv_jax.training import pipeline
@@ -305,19 +306,24 @@ def test_a_refusing_gate_stops_with_its_figures(straight, tmp_path):
         run("post_train", tmp_path / "run")
 
 
-def test_a_table_goes_on_after_a_refusal(straight, tmp_path, capsys):
-    """Models that learned nothing: the table has the cloned policy twice."""
+def test_a_table_goes_on_after_a_refusal(straight, tmp_path, capsys, monkeypatch):
+    """The cloned policy stands in it twice."""
+    quickstart = importlib.import_module("quickstart")
     shutil.copytree(straight, tmp_path / "binary_judge_seed0", ignore=shutil.ignore_patterns("summary.json"))
     config = json.loads((straight / "config.json").read_text())
     config["variant"], config["rollout"]["reward"] = "binary_judge", "binary"
     (tmp_path / "binary_judge_seed0" / "config.json").write_text(json.dumps(config))
-    run("quickstart", tmp_path, "--from_scratch", "--variants=binary_judge")
+
+    def refuse(config, folder):
+        raise GateRefused("not good enough")
+
+    monkeypatch.setattr(quickstart, "run_once", refuse)
+    run("quickstart", tmp_path, "--variants=binary_judge")
     row = json.loads((tmp_path / "aggregate.json").read_text())[0]
     before = json.loads((straight / "evaluation" / "before.json").read_text())
-    assert (
-        row["refused"] == [0] and row["after"] == row["before"] and row["before"]["mean"] == before["success"]["mean"]
-    )
-    assert "the gate refuses post-training" in capsys.readouterr().out
+    assert row["refused"] == [0] and row["after"] == row["before"]
+    assert row["before"]["mean"] == before["success"]["mean"]
+    assert "binary_judge_seed0: not good enough" in capsys.readouterr().out
 
 
 def test_ablations_stand_beside_the_full_loop(straight, tmp_path, monkeypatch):
