@@ -100,7 +100,7 @@ def test_report_is_complete_and_self_contained(workdir):
     assert text.count(">fail</span>") == sum(
         not row["passed"] for row in files.read_json(workdir / "gate.json")["rows"]
     )
-    assert "reliability, true frames" in text and "error rates, true frames" in text
+    assert "reliability, true frames" in text and "false-positive and false-negative rate, true frames" in text
     assert "Replayed: put &lt;it&gt; there" in text and "imagined.gif" in text
     assert text.count("data:image/png") == 1 and text.count("data:image/gif") == 1
 

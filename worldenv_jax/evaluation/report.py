@@ -280,7 +280,7 @@ def _reflector_section(figures: Mapping[str, Any]) -> str:
             charts.append(line_chart(lines, title=title, x_label="R", y_range=(0, 1), size=(440, 210)))
             rates = {"false_positive_rate": "false positives", "false_negative_rate": "false negatives"}
             lines = [Series(words, sweep["threshold"], sweep[name]) for name, words in rates.items()]
-            title = f"error rates, {kind} frames"
+            title = f"false-positive and false-negative rate, {kind} frames"
             charts.append(line_chart(lines, title=title, x_label="threshold η", y_range=(0, 1), size=(440, 210)))
     table = _table(rows, ("figure", *(f"{kind} frames" for kind in figures)))
     return f'<div class="pair">{"".join(charts)}</div>{table}'
