@@ -7,7 +7,7 @@ export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 # A file of tests per process: compiling, where most of the time goes, uses one core. Most tests run each program once
 # or twice: machine code without optimisation is made in two thirds of the time.
 QUICK_COMPILER := XLA_FLAGS="$(XLA_FLAGS) --xla_backend_optimization_level=0"
-PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 PIP := $(BIN)/pip install --disable-pip-version-check --quiet --constraint tools/constraints.txt
 
 .PHONY: quickstart test parity libero test-libero lint notebooks clean

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Settings every test needs: simulated devices, the compilation cache, the folder of reference fixtures."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -15,6 +16,17 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
+
+# Tracing makes millions of small objects: by default an eighth of all time goes into looking for cycles among them.
+gc.set_threshold(200_000, 20, 20)
+# Files that take minutes; begun first, so that no process is left with one at the end.
+LONGEST = ("experiments/test_scripts.py", "devices/test_models_devices.py", "training/test_pretrained.py")
+
+
+def pytest_collection_modifyitems(items):
+    """The longest files first; the order is kept by `--no-loadscope-reorder`."""
+    rank = lambda item: next((i for i, name in enumerate(LONGEST) if str(item.path).endswith(name)), len(LONGEST))
+    items.sort(key=rank)
 
 
 @pytest.fixture(scope="session")
@@ -37,3 +49,4 @@ def release_programs():
     """Compiled programs are dropped at the end of a file; all of them together would take several GB per process."""
     yield
     jax.clear_caches()
+    gc.collect()

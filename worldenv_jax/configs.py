@@ -200,7 +200,7 @@ def tabletop() -> ExperimentConfig:
 def debug() -> ExperimentConfig:
     """The embedded world with models that learn nothing but compile in seconds: for tests."""
     policy = PolicyConfig.debug()
-    stage = lambda **changes: replace(_stage(4, 4, 1e-3, **changes), log_every=1, save_every=1)
+    stage = lambda **changes: replace(_stage(4, 4, 1e-3, **changes), log_every=1, save_every=2)
     return ExperimentConfig(
         environment=EnvironmentConfig(image_size=32, slots=8, tasks=2),
         collect=CollectConfig(demonstrations_per_task=1, exploration_per_task=4, held_out_fraction=0.5),
@@ -211,7 +211,7 @@ def debug() -> ExperimentConfig:
         scale_head=stage(trainable=SCALE_HEAD),
         autoencoder=stage(),
         denoiser=stage(),
-        reflector_training=ReflectorStageConfig(4, 4, 1, 1, _adam(1e-3, 4)),
+        reflector_training=ReflectorStageConfig(4, 4, 1, 2, _adam(1e-3, 4)),
         rollout=RolloutConfig(num_chunks=2, samples=2),
         post_training=PostTrainingConfig(
             iterations=4,

@@ -61,8 +61,6 @@ def cloning():
 
 def simulator():
     config = SimulatorConfig.debug()
-    # One level, attention in the middle: every kind of layer, and compiled in a third of the time.
-    config = replace(config, unet=replace(config.unet, multipliers=(1,), attention_levels=()))
     pose = np.diag([1, -1, -1, 1]).astype(np.float32) + np.eye(4, k=3, dtype=np.float32)
     intrinsics = np.array([[32, 0, 16], [0, 32, 16], [0, 0, 1]], np.float32)
     shape = (BATCH, config.frames, 1, *config.latent_size, config.autoencoder.latent_channels)

@@ -25,7 +25,9 @@ from worldenv_jax.simulator.pose_rollout import (
 @pytest.fixture(scope="module")
 def config(fixtures_dir):
     sizes = json.loads((fixtures_dir / "evac" / "config.json").read_text())
-    return dataclasses.replace(fixture_config(sizes), ddim_steps=2)
+    config = fixture_config(sizes)
+    unet = dataclasses.replace(config.unet, multipliers=(1,), res_blocks=1, attention_levels=())  # compiles fast
+    return dataclasses.replace(config, ddim_steps=2, unet=unet)
 
 
 @pytest.fixture(scope="module")

@@ -6,11 +6,13 @@ from types import SimpleNamespace
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from worldenv_jax.configs import MeshConfig
+from worldenv_jax.configs import MeshConfig, get_config
 from worldenv_jax.data.episodes import Episode
+from worldenv_jax.errors import WorldEnvError
 from worldenv_jax.training import reflector_training
-from worldenv_jax.training.reflector_training import pad_steps, replay_episodes
+from worldenv_jax.training.reflector_training import pad_steps, replay_episodes, train_reflector
 from worldenv_jax.types import Camera, Prediction, SimulatorFns, Starts, Statistics, Text
 
 ONES = np.ones(7, np.float32)
@@ -63,10 +65,17 @@ def test_replay_counts_the_recorded_actions(monkeypatch):
         return Starts(pick("images"), pick("proprio"), words, words, camera, np.zeros(len(episodes), np.int32))
 
     config = SimpleNamespace(policy=SimpleNamespace(chunk=4), mesh=MeshConfig())
-    models = SimpleNamespace(config=config, simulator=world, statistics=STATISTICS, starts=starts)
+    models = type("Models", (), {})()
+    models.config, models.simulator, models.statistics, models.starts = config, world, STATISTICS, starts
     episodes = [make_episode(steps, first) for steps, first in ((8, 10), (3, 20), (12, 30), (8, 40), (5, 50))]
     dreams = replay_episodes(models, {}, episodes, jax.random.key(0), num_chunks=2)
     assert [dream.num_steps for dream in dreams] == [8, 3, 8, 8, 5]  # at most T * K = 8
     for dream, first in zip(dreams, (10, 20, 30, 40, 50)):
         np.testing.assert_array_equal(dream.images[:, 0, 0, 0, 0], first + np.arange(dream.num_steps + 1))
         assert dream.actor == "imagined" and len(dream.success) == dream.num_steps + 1
+
+
+def test_an_episode_longer_than_the_reflector_reads_is_refused(tmp_path):
+    config = get_config("debug")
+    with pytest.raises(WorldEnvError, match="an episode has 50 frames, reflector.max_frames is 49"):
+        train_reflector(config, tmp_path, None, [make_episode(8, 0), make_episode(49, 0)], ("go",))

@@ -97,9 +97,9 @@ class SimulatorConfig:
 
     @classmethod
     def debug(cls) -> "SimulatorConfig":
-        """As small as it gets: 32 px, chunks of 4; compiles in seconds."""
+        """As small as it gets: 32 px, chunks of 4, a U-Net of one resolution with attention in its middle."""
         autoencoder = AutoencoderConfig(8, (1, 2), 1, 4, 4, norm_groups=4, shortcut=True, kl_weight=2e-6)
-        config = _small(32, 4, autoencoder, 16, (1, 2), (1,), 32, 16)
+        config = _small(32, 4, autoencoder, 16, (1,), (), 32, 16)
         return replace(config, ddim_steps=2, max_chunks=4)
 
     @classmethod

@@ -16,7 +16,7 @@ from worldenv_jax.simulator import Kinematics, check_starts, make_simulator_fns
 from worldenv_jax.types import Camera, GeometryFn, PolicyFn, ReflectorFns, SimulatorFns, Starts, Statistics, Text
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # compared by identity: programs are compiled once for each `Models`
 class Models:
     """Config, statistics and tokenised instructions, and the functions made of them."""
 

@@ -82,6 +82,7 @@ class Run:
         self.config = complete_config(config)
         self.geometry, self.geometry_params = geometry, geometry_params
         self.workdir = Workdir(folder, to_dict(config))
+        self._models: tuple[dict[str, Any], Models] | None = None  # and the calibration that they were made of
 
     @cached_property
     def environment(self) -> Environment:
@@ -97,7 +98,7 @@ class Run:
 
     @property
     def models(self) -> Models:
-        """The models with everything that has been measured on data so far.
+        """The models with everything that has been measured on data so far; the same object until more has been.
 
         Raises:
           WorldEnvError: no demonstrations have been collected.
@@ -105,6 +106,11 @@ class Run:
         numbers = self.workdir.calibration
         if "statistics" not in numbers:
             raise WorldEnvError(f"no statistics in {self.workdir.folder}: run experiments/collect.py first")
+        if self._models is None or self._models[0] != numbers:
+            self._models = numbers, self._make_models(numbers)
+        return self._models[1]
+
+    def _make_models(self, numbers: dict[str, Any]) -> Models:
         config = self.config
         if "latent_scale" in numbers:
             simulator = replace(config.simulator, latent_scale=numbers["latent_scale"])

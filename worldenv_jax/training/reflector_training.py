@@ -7,6 +7,7 @@ the same step, so the judge is trained on what it will see (and on the simulator
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from typing import NamedTuple
 
 import jax
@@ -15,6 +16,7 @@ import numpy as np
 from worldenv_jax.configs import ExperimentConfig
 from worldenv_jax.data.episodes import Episode
 from worldenv_jax.data.windows import BatchSampler, ReflectorWindows
+from worldenv_jax.errors import WorldEnvError
 from worldenv_jax.evaluation.reflector_quality import choose_threshold, fit_temperature
 from worldenv_jax.mesh import split_rows
 from worldenv_jax.reflector import reflector_loss
@@ -99,8 +101,9 @@ def judge_episodes(models: Models, params: Params, episodes: Sequence[Episode]) 
     return make_judge(models, REPLAY_BATCH)(params, episodes, horizon(models.config))
 
 
+@lru_cache(maxsize=4)
 def make_judge(models: Models, batch: int) -> JudgeFn:
-    """Judges recorded episodes, `batch` of them at a time.
+    """Judges recorded episodes, `batch` of them at a time; compiled once.
 
     Returns:
       A function of (params, episodes, steps N) that returns R(o_1:t, g) float32 [E, N] for frames 1 .. N of each
@@ -184,6 +187,7 @@ def replay_episodes(
     return results
 
 
+@lru_cache(maxsize=4)
 def make_replay(models: Models, num_chunks: int) -> Callable[[Params, Array, Starts, Array], Rollout]:
     """The compiled replay: (simulator's parameters, keys [B], starts of B, actions of `recorded_chunks`) -> Rollout."""
     config = RolloutConfig(num_chunks=num_chunks, samples=1, early_stop=False)
