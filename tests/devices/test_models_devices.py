@@ -40,14 +40,14 @@ def text(length):
     return Text(tokens, np.arange(length) < np.arange(length - BATCH, length)[:, None] + 1)
 
 
-@functools.cache
-def made_once(init, config):
-    return jax.jit(init, static_argnums=0)(config, jax.random.key(0))
-
-
 def initial(init, config):
-    """Random parameters on the host, drawn on one device."""
-    return on_host(made_once(init, config))
+    """Random parameters on the host; scales near 1, so that no signal dies out."""
+    rng = np.random.default_rng(0)
+
+    def draw(path, leaf):
+        return rng.normal(1.0 if path[-1].key == "scale" else 0.0, 0.1, leaf.shape).astype(leaf.dtype)
+
+    return jax.tree.map_with_path(draw, jax.eval_shape(functools.partial(init, config), jax.random.key(0)))
 
 
 def on_host(tree):
@@ -74,7 +74,9 @@ def simulator():
         mask=np.ones((BATCH, config.chunk), bool),
     )
     loss = lambda params, key, rows: denoising_loss(config, params, key, rows, STATISTICS, Kinematics.osc_pose())
-    return initial(init_simulator, config), loss, batch
+    params = initial(init_simulator, config)
+    del params["autoencoder"]  # the loss begins with its latents
+    return params, loss, batch
 
 
 def reflector():

@@ -73,7 +73,8 @@ def test_quirky_deltas_are_one_row_too_long(config):
 
 def test_three_chunks(config, plan):
     """The history of every chunk is gathered from all latents so far; later image tokens see the decoded start."""
-    params = init_simulator(config, jax.random.key(0))
+    shapes, rng = jax.eval_shape(lambda: init_simulator(config, jax.random.key(0))), np.random.default_rng(1)
+    params = jax.tree.map(lambda leaf: rng.normal(0.0, 0.1, leaf.shape).astype(leaf.dtype), shapes)
     image = np.random.default_rng(0).random((48, 80, 3)).astype(np.float32)
     chunks = list(rollout_poses(config, params, image, plan, 3, draw_noise(config, jax.random.key(1))))
     first = encode_images(config, params, resize_image(image, config.image_size))

@@ -20,7 +20,7 @@ from worldenv_jax.reflector import init_reflector
 from worldenv_jax.simulator import SimulatorConfig, init_simulator
 from worldenv_jax.simulator.autoencoder import AutoencoderConfig
 from worldenv_jax.simulator.video_unet import VideoUNetConfig
-from worldenv_jax.training import pipeline
+from worldenv_jax.training import pipeline, reflector_training
 from worldenv_jax.training.pretrained import complete_config, initial_policy, initial_reflector, initial_simulator
 from worldenv_jax.training.workdir import mesh_from_config
 from worldenv_jax.types import Observation, Statistics, Text
@@ -81,7 +81,7 @@ def small_evac() -> SimulatorConfig:
         chunk=4,
         max_chunks=4,
         autoencoder=AutoencoderConfig(32, (1, 1), 1),
-        unet=VideoUNetConfig(32, (1, 2), 1, (1,), head_dim=16, init_attention_heads=2, context_width=16),
+        unet=VideoUNetConfig(32, (1,), 1, (), head_dim=16, init_attention_heads=2, context_width=16),
         image_encoder=replace(ViTConfig.openclip_huge(), width=16, layers=2, heads=2, mlp_width=32),
         image_resampler=replace(resampler, input_width=16),
         action_resampler=resampler,
@@ -188,7 +188,8 @@ def test_the_reflector_starts_as_published(reflector_folder):
     jax.tree.map(np.testing.assert_array_equal, params["params"]["reward_head"], scratch["params"]["reward_head"])
 
 
-def test_all_three_run_and_go_back(policy_folder, reflector_folder, simulator_file, tmp_path):
+def test_all_three_run_and_go_back(policy_folder, reflector_folder, simulator_file, tmp_path, monkeypatch):
+    monkeypatch.setattr(reflector_training, "REPLAY_BATCH", 8)
     config = config_with(policy=policy_folder, reflector=reflector_folder, simulator=simulator_file)
     nothing = lambda stage: replace(stage, steps=0)
     config = replace(
