@@ -189,6 +189,7 @@ def tabletop() -> ExperimentConfig:
             iterations=24,
             starts=32,
             scale_factor=0.7,
+            evaluate_every=8,
             held_out_starts=96,
             optimizer=OptimizerConfig(learning_rate=3e-5, warmup_steps=4, ema_decay=0.95),
         ),
