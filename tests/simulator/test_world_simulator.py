@@ -25,7 +25,9 @@ from worldenv_jax.simulator.noise_schedule import noise_schedule
 from worldenv_jax.simulator.world_simulator import ChunkInputs
 from worldenv_jax.types import Camera, Starts, Statistics, Text
 
-CONFIG = SimulatorConfig.debug()
+DEBUG = SimulatorConfig.debug()
+# Two resolutions and four transformers: the debug preset's only one reads the actions' tokens and not the images'.
+CONFIG = dataclasses.replace(DEBUG, unet=dataclasses.replace(DEBUG.unet, multipliers=(1, 2), attention_levels=(1,)))
 STATISTICS = Statistics(
     -np.ones(7, np.float32), np.ones(7, np.float32), -np.ones(8, np.float32), np.ones(8, np.float32)
 )

@@ -81,7 +81,7 @@ def small_evac() -> SimulatorConfig:
         chunk=4,
         max_chunks=4,
         autoencoder=AutoencoderConfig(32, (1, 1), 1),
-        unet=VideoUNetConfig(32, (1,), 1, (), head_dim=16, init_attention_heads=2, context_width=16),
+        unet=VideoUNetConfig(32, (1, 2), 1, (1,), head_dim=16, init_attention_heads=2, context_width=16),
         image_encoder=replace(ViTConfig.openclip_huge(), width=16, layers=2, heads=2, mlp_width=32),
         image_resampler=replace(resampler, input_width=16),
         action_resampler=resampler,
