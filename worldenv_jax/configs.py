@@ -122,6 +122,7 @@ class ExperimentConfig:
     cloning: StageConfig = StageConfig()
     scale_head: StageConfig = StageConfig()
     autoencoder: StageConfig = StageConfig()
+    arm_motion: StageConfig = StageConfig()  # only with simulator.motion_width
     denoiser: StageConfig = StageConfig()
     reflector_training: ReflectorStageConfig = ReflectorStageConfig()
     rollout: RolloutConfig = RolloutConfig()
@@ -172,6 +173,7 @@ def _stage(steps: int, batch_size: int, learning_rate: float, weight_decay: floa
     return StageConfig(steps, batch_size, optimizer=_adam(learning_rate, steps, weight_decay, **changes))
 
 
+ARM_MOTION = _stage(4000, 64, 3e-3)
 SCALE_HEAD = ("scale_head",)  # pattern of the parameters that the second stage of cloning trains
 
 
@@ -227,15 +229,16 @@ def debug() -> ExperimentConfig:
 
 
 def libero_debug() -> ExperimentConfig:
-    """The real LIBERO simulator with the tabletop's models, every stage for a moment: does everything run?"""
+    """The real LIBERO simulator, two views, every stage for a moment: does everything run?"""
     base = debug()
     return replace(
         base,
-        environment=EnvironmentConfig("libero", "libero_object", tasks=2, image_size=64, slots=2),
+        environment=EnvironmentConfig("libero", "libero_object", tasks=2, image_size=64, views=2, slots=2),
         collect=replace(base.collect, after_success=4),
-        policy=PolicyConfig.tabletop(text_length=40),
-        simulator=SimulatorConfig.tabletop(),
-        reflector=replace(ReflectorConfig.tabletop(), max_frames=289, text_length=32),
+        policy=PolicyConfig.libero_cpu(),
+        simulator=SimulatorConfig.libero_debug(),
+        reflector=ReflectorConfig.libero_cpu(),
+        arm_motion=base.denoiser,
         reflector_training=ReflectorStageConfig(4, 2, 1, 4, _adam(1e-3, 4)),
         rollout=RolloutConfig(num_chunks=4, samples=2),
     )
@@ -251,16 +254,19 @@ def libero_cpu() -> ExperimentConfig:
     return replace(
         base,
         environment=EnvironmentConfig("libero", "libero_object", tasks=10, image_size=64, views=2, slots=8),
-        collect=CollectConfig(exploration_per_task=20),
+        collect=CollectConfig(exploration_per_task=20, after_success=24),
         policy=PolicyConfig.libero_cpu(),
         simulator=SimulatorConfig.libero_cpu(),
         reflector=ReflectorConfig.libero_cpu(),
         augmentation=AugmentationConfig(shift=2, brightness=0.1, contrast=0.1),
         cloning=_stage(3000, 64, 1e-3, 0.01),
         scale_head=_stage(300, 64, 1e-3, trainable=SCALE_HEAD),
-        autoencoder=_stage(1000, 32, 2e-3),
-        denoiser=_stage(2400, 8, 2e-3, ema_decay=0.995),
-        reflector_training=ReflectorStageConfig(1200, 16, optimizer=_adam(2e-3, 1200, 0.01), frames=64),
+        autoencoder=_stage(0, 32, 2e-3),  # principal components
+        arm_motion=ARM_MOTION,
+        denoiser=_stage(5000, 4, 1.2e-3, ema_decay=0.998),
+        reflector_training=ReflectorStageConfig(
+            1200, 16, optimizer=_adam(2e-3, 1200, 0.01, ema_decay=0.995), frames=64
+        ),
         rollout=RolloutConfig(num_chunks=20),  # successes take 98 to 153 steps
         post_training=replace(base.post_training, starts=8, chunks_at_once=5, held_out_starts=32),
         evaluation=EvaluationConfig(episodes_per_task=10),
@@ -278,6 +284,7 @@ def libero_small() -> ExperimentConfig:
         cloning=_stage(6000, 32, 5e-4, 0.01),
         scale_head=_stage(500, 32, 1e-3, trainable=SCALE_HEAD),
         autoencoder=_stage(6000, 16, 1e-3),
+        arm_motion=ARM_MOTION,
         denoiser=_stage(20_000, 8, 5e-4, ema_decay=0.999),
         reflector_training=ReflectorStageConfig(2000, 8, optimizer=_adam(5e-4, 2000, 0.01)),
         rollout=RolloutConfig(num_chunks=OBJECT_CHUNKS),

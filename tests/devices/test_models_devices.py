@@ -69,6 +69,7 @@ def simulator():
         first_images=pictures(BATCH, 1),
         proprio=noise(BATCH, config.history, 8) / 3,
         previous_proprio=noise(BATCH, 8) / 3,
+        previous_action=noise(BATCH, 7) / 3,
         actions=noise(BATCH, config.chunk, 7),
         camera=Camera(np.tile(intrinsics, (BATCH, 1, 1, 1)), np.tile(pose, (BATCH, 1, 1, 1))),
         mask=np.ones((BATCH, config.chunk), bool),

@@ -76,6 +76,7 @@ def workdir(tmp_path_factory):
             "simulator": figures,
             "reflector": {"true": {**judge, **curves}},
             "action_sensitivity": sensitivity,
+            "proprioception": {"position": [0.001, 0.0204, None]},
         },
     )
     files.write_json(
@@ -100,6 +101,7 @@ def test_report_is_complete_and_self_contained(workdir):
     assert text.count(">fail</span>") == sum(
         not row["passed"] for row in files.read_json(workdir / "gate.json")["rows"]
     )
+    assert "is 1.0 mm from where it was after one chunk, 20.4 mm after 2." in text
     assert "reliability, true frames" in text and "false-positive and false-negative rate, true frames" in text
     assert "Replayed: put &lt;it&gt; there" in text and "imagined.gif" in text
     assert text.count("data:image/png") == 1 and text.count("data:image/gif") == 1

@@ -14,9 +14,10 @@ from worldenv_jax.simulator import (
     encode_frames,
     init_simulator,
     measure_latent_scale,
+    principal_components,
 )
 from worldenv_jax.simulator.autoencoder import depth_to_space, space_to_depth
-from worldenv_jax.simulator.conditioning import over_frames
+from worldenv_jax.simulator.conditioning import decode_images, over_frames
 
 CONFIG = SimulatorConfig.debug()
 
@@ -87,3 +88,34 @@ def test_wrong_frames_are_named(params):
         encode_frames(CONFIG, params, jnp.zeros((1, 32, 32, 3)))
     with pytest.raises(ValueError, match="expected uint8 \\[..., 32, 32, 3\\]"):
         encode_frames(CONFIG, params, jnp.zeros((1, 64, 64, 3), jnp.uint8))
+
+
+def test_principal_components_are_the_best_linear_code():
+    """Against NumPy's singular value decomposition of the same patches."""
+    import dataclasses
+
+    coder = dataclasses.replace(CONFIG.autoencoder, latent_channels=10, principal=True)
+    unet = dataclasses.replace(CONFIG.unet, latent_channels=10, condition_channels=CONFIG.unet.condition_channels + 6)
+    config = dataclasses.replace(CONFIG, autoencoder=coder, unet=unet)
+    rng = np.random.default_rng(0)
+    frames = np.clip(rng.normal(128, 40, (24, 4, 4, 3)).repeat(8, 1).repeat(8, 2), 0, 255).astype(np.uint8)
+    frames = np.clip(frames + rng.integers(-9, 10, frames.shape), 0, 255).astype(np.uint8)
+    params = init_simulator(config, jax.random.key(0))
+    params["autoencoder"] = principal_components(coder, params["autoencoder"], frames)
+
+    images = frames / 127.5 - 1.0
+    d = coder.downsampling
+    patches = images.reshape(24, 32 // d, d, 32 // d, d, 3).swapaxes(2, 3).reshape(-1, 3 * d * d)
+    centred = patches - patches.mean(0)
+    components = np.linalg.svd(centred, full_matrices=False)[2][:10]
+    expected = centred @ components.T @ components + patches.mean(0)
+
+    latents = encode_frames(dataclasses.replace(config, latent_scale=1.0), params, frames)
+    flat = np.asarray(latents, np.float64).reshape(-1, 10)
+    covariance = np.cov(flat.T)
+    np.testing.assert_allclose(covariance - np.diag(np.diag(covariance)), 0, atol=1e-3)
+    decoded = decode_images(dataclasses.replace(config, latent_scale=1.0), params, latents)
+    got = np.asarray(decoded).reshape(24, 32 // d, d, 32 // d, d, 3).swapaxes(2, 3).reshape(-1, 3 * d * d)
+    np.testing.assert_allclose(got, np.clip(expected, -1, 1), atol=2e-4)
+    loss, metrics = autoencoder_loss(config, params, jax.random.key(1), frames)
+    assert float(metrics["reconstruction"]) < 1.05 * np.mean((expected - patches) ** 2) + 1e-3

@@ -1,12 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """Proprioception advanced from actions, against hand-computed motions and recorded ones."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from worldenv_jax.simulator import Kinematics, advance_proprio, fit_kinematics, proprioception_error
-from worldenv_jax.simulator.proprioception import relative_pose
+from worldenv_jax.simulator import (
+    Kinematics,
+    MotionBatch,
+    advance_proprio,
+    arm_motion_loss,
+    fit_kinematics,
+    proprioception_error,
+)
+from worldenv_jax.simulator.proprioception import MOTION_FEATURES, ArmMotion, relative_pose
 
 START = np.array([[0.1, 0.2, 0.3, 0.0, 0.0, 0.0, 0.04, -0.04]], np.float32)
 
@@ -67,12 +76,106 @@ def test_fit_recovers_the_recorded_world():
     np.testing.assert_allclose(kinematics.momentum[:3], 0.3, rtol=1e-2)
     np.testing.assert_allclose(kinematics.finger_open, [0.04, -0.04], atol=1e-6)
     assert float(kinematics.finger_speed) == pytest.approx(0.01, rel=1e-3)
-    error = proprioception_error(kinematics, proprios, actions, 20)
-    assert error["position"] < 1e-3 and error["fingers"] < 1e-4 and error["episodes"] == 6
+    assert max(_last_error(kinematics, proprios, actions).values()) < 1e-3
+
+
+def _last_error(kinematics, proprios, actions, arm_motion=None):
+    """What `proprioception_error` says of the last step of open-loop predictions."""
+    truth, commands = np.stack(proprios), np.stack(actions)
+    predicted = advance_proprio(kinematics, truth[:, 0], truth[:, 0], commands, None, arm_motion)
+    errors = proprioception_error(predicted, truth[:, 1:], np.ones(commands.shape[:2], bool))
+    return {name: error[-1] for name, error in errors.items()}
+
+
+def test_proprioception_error_by_hand():
+    recorded = np.zeros((2, 3, 8), np.float32)
+    predicted = recorded.copy()
+    predicted[0, :, 0] = 0.03  # 3 and 4 cm along two axes, 5 cm
+    predicted[0, :, 1] = 0.04
+    predicted[1, :, 5] = 0.2
+    predicted[0, 0, 6:] = 0.01
+    error = proprioception_error(predicted, recorded, np.array([[True, True, False], [True, False, False]]))
+    np.testing.assert_allclose(error["position"], [0.025, 0.05, np.nan], atol=1e-6)
+    np.testing.assert_allclose(error["rotation"], [0.1, 0.0, np.nan], atol=1e-6)
+    np.testing.assert_allclose(error["fingers"], [0.005, 0.0, np.nan], atol=1e-6)
 
 
 def test_errors_name_the_lengths():
     with pytest.raises(ValueError, match="T \\+ 1 proprios"):
         fit_kinematics([np.zeros((3, 8))], [np.zeros((3, 7))])
-    with pytest.raises(ValueError, match="no episode has 9 steps"):
-        proprioception_error(Kinematics.osc_pose(), [np.zeros((3, 8))], [np.zeros((2, 7))], 9)
+
+
+def _lagging_episodes(count=24, steps=24):
+    """An arm of second order that answers a command one step late, and a table at z = 0: float64."""
+    rng = np.random.default_rng(0)
+    proprios, actions = [], []
+    for _ in range(count):
+        command = np.repeat(rng.uniform(-1, 1, (steps // 4, 7)), 4, axis=0)
+        command[:, 6] = -1.0
+        position, speed = np.array([*rng.uniform(-0.1, 0.1, 2), 0.05]), np.zeros(3)
+        rows, last = [position], np.zeros(3)
+        for action in command:
+            speed = 0.5 * speed + 0.005 * last
+            last = action[:3]
+            position = position + speed
+            position[2] = max(position[2], 0.0)
+            rows.append(position)
+        rest = np.tile([np.pi, 0, 0, 0.04, -0.04], (steps + 1, 1))
+        proprios.append(np.concatenate([rows, rest], axis=1).astype(np.float32))
+        actions.append(command.astype(np.float32))
+    return proprios, actions
+
+
+def _fresh_arm_motion():
+    return ArmMotion(16).init(jax.random.key(0), jnp.zeros((1, MOTION_FEATURES)))["params"]
+
+
+def test_untrained_arm_motion_is_the_linear_step():
+    proprios, actions = _episodes()
+    kinematics = fit_kinematics(proprios, actions)
+    start, commands = proprios[0][None, 3], actions[0][None, 3:]
+    linear = advance_proprio(kinematics, proprios[0][None, 2], start, commands)
+    same = advance_proprio(kinematics, proprios[0][None, 2], start, commands, actions[0][None, 2], _fresh_arm_motion())
+    np.testing.assert_allclose(same, linear, atol=1e-6)
+
+
+def test_arm_motion_without_a_recorded_workspace():
+    actions = np.ones((1, 3, 7), np.float32)
+    params = _fresh_arm_motion()
+    params["out"]["kernel"] += 0.01
+    assert np.isfinite(advance_proprio(Kinematics.osc_pose(), START, START, actions, None, params)).all()
+
+
+def test_arm_motion_learns_what_the_linear_step_misses():
+    proprios, actions = _lagging_episodes(84)
+    kinematics = fit_kinematics(proprios, actions)
+    stacked = np.stack(proprios[:80]), np.stack(actions[:80])
+    batch = MotionBatch(*stacked, stacked[0][:, 0], np.zeros_like(stacked[1][:, 0]))
+    params, optimizer = _fresh_arm_motion(), optax.adam(1e-2)
+
+    @jax.jit
+    def update(params, state):
+        gradient = jax.grad(lambda p: arm_motion_loss(kinematics, p, batch)[0])(params)
+        changes, state = optimizer.update(gradient, state)
+        return optax.apply_updates(params, changes), state
+
+    state = optimizer.init(params)
+    for _ in range(300):
+        params, state = update(params, state)
+    test = proprios[80:], actions[80:]
+    linear, learned = _last_error(kinematics, *test), _last_error(kinematics, *test, params)
+    assert learned["position"] < 0.5 * linear["position"] and learned["rotation"] < 1e-2
+
+
+def test_arm_motion_goes_on_where_a_stretch_ended():
+    """Two stretches, the last action handed over, are one stretch: the network sees what came before."""
+    proprios, actions = _lagging_episodes(2)
+    kinematics = fit_kinematics(proprios, actions)
+    leaves, tree = jax.tree.flatten(_fresh_arm_motion())
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    params = jax.tree.unflatten(tree, [x + 0.1 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys)])
+    start, commands = np.stack(proprios)[:, 0], np.stack(actions)
+    whole = advance_proprio(kinematics, start, start, commands, None, params)
+    first = advance_proprio(kinematics, start, start, commands[:, :8], None, params)
+    second = advance_proprio(kinematics, first[:, -2], first[:, -1], commands[:, 8:], commands[:, 7], params)
+    np.testing.assert_allclose(np.concatenate([first, second], axis=1), whole, atol=2e-5)

@@ -90,6 +90,35 @@ def test_proprioception_is_the_deterministic_step(params, fns):
     np.testing.assert_allclose(prediction.proprio, expected, atol=1e-6)
 
 
+def test_two_chunks_of_two_cameras_with_arm_motion():
+    """With the hand's camera reprojected the roll-out runs, and the network knows the action of the chunk before."""
+    config = SimulatorConfig.libero_debug()
+    params = init_simulator(config, jax.random.key(2))
+    kernel = params["arm_motion"]["out"]["kernel"]
+    params["arm_motion"]["out"]["kernel"] = 0.1 * jax.random.normal(jax.random.key(3), kernel.shape)
+    kinematics = KINEMATICS._replace(position_low=-np.ones(3, np.float32), position_high=np.ones(3, np.float32))
+    simulator = make_simulator_fns(config, STATISTICS, kinematics)
+    two_views = lambda leaf, axis: np.repeat(leaf, 2, axis)
+    starts = _starts(2)
+    images = two_views(starts.images, 1).repeat(2, 2).repeat(2, 3)
+    starts = starts._replace(images=images, camera=Camera(*(two_views(leaf, 1) for leaf in starts.camera)))
+    actions = np.random.default_rng(1).uniform(-1, 1, (2, 2, config.chunk, 7)).astype(np.float32)
+
+    @jax.jit
+    def rollout(params, keys):
+        chunk = lambda state, action: simulator.step(params, keys, state, action)
+        return jax.lax.scan(chunk, simulator.init(params, keys, starts), actions)[1]
+
+    prediction = rollout(params, jax.random.split(jax.random.key(0), 2))
+    assert prediction.frames.shape == (2, 2, config.chunk, 2, 64, 64, 3)
+    commands = STATISTICS.unnormalize_action(np.concatenate(actions, axis=1))
+    advance = functools.partial(advance_proprio, kinematics)
+    expected = advance(starts.proprio, starts.proprio, commands, None, params["arm_motion"])
+    np.testing.assert_allclose(np.concatenate(prediction.proprio, axis=1), expected, atol=2e-5)
+    forgetful = advance(*prediction.proprio[0, :, -2:].swapaxes(0, 1), commands[:, 8:], None, params["arm_motion"])
+    assert np.abs(forgetful - prediction.proprio[1]).max() > 1e-4
+
+
 def test_batched_equals_one_at_a_time(params, fns):
     init, step = fns
     keys, starts, actions = jax.random.split(jax.random.key(0), 3), _starts(3), _actions(3)
@@ -150,6 +179,7 @@ def _batch(params, count=2):
         first_images=frames[:, 0],
         proprio=proprio,
         previous_proprio=proprio[:, -1],
+        previous_action=np.zeros((count, 7), np.float32),
         actions=_actions(count),
         camera=_camera(count),
         mask=np.ones((count, CONFIG.chunk), bool),

@@ -256,6 +256,12 @@ def _simulator_section(gate: Mapping[str, Any]) -> str:
             f"levels (RMS); the recorded actions' future is the nearer one in {100 * sensitivity['preference']:.1f} % "
             "of the steps.</p>"
         )
+    drift = [value for value in gate.get("proprioception", {}).get("position", []) if value is not None]
+    if drift:
+        note += (
+            f"<p>The hand, advanced from actions alone, is {1000 * drift[0]:.1f} mm from where it was after one chunk, "
+            f"{1000 * drift[-1]:.1f} mm after {len(drift)}.</p>"
+        )
     return f'{note}<div class="pair">{"".join(charts)}</div>{_table(rows, header)}'
 
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The video-diffusion world simulator: next frames from frames and actions (EVAC, World-Env section 1.2)."""
 
+from worldenv_jax.simulator.autoencoder import principal_components
 from worldenv_jax.simulator.conditioning import decode_latents, encode_frames
 from worldenv_jax.simulator.config import SimulatorConfig
 from worldenv_jax.simulator.input_checks import check_actions, check_episode, check_starts
@@ -13,7 +14,9 @@ from worldenv_jax.simulator.losses import (
 from worldenv_jax.simulator.memory import history_steps
 from worldenv_jax.simulator.proprioception import (
     Kinematics,
+    MotionBatch,
     advance_proprio,
+    arm_motion_loss,
     fit_kinematics,
     proprioception_error,
 )
@@ -26,10 +29,12 @@ from worldenv_jax.simulator.world_simulator import (
 
 __all__ = [
     "Kinematics",
+    "MotionBatch",
     "SimulatorBatch",
     "SimulatorConfig",
     "SimulatorState",
     "advance_proprio",
+    "arm_motion_loss",
     "autoencoder_loss",
     "check_actions",
     "check_episode",
@@ -43,5 +48,6 @@ __all__ = [
     "init_simulator",
     "make_simulator_fns",
     "measure_latent_scale",
+    "principal_components",
     "proprioception_error",
 ]

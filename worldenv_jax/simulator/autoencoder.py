@@ -6,12 +6,14 @@ Images are float in [-1, 1]; the latents of this file are unscaled (`encode_fram
 
 from dataclasses import dataclass
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from worldenv_jax.networks.attention import dot_product_attention
 from worldenv_jax.simulator.layers import GroupNorm, conv3x3, upsample
-from worldenv_jax.types import Array
+from worldenv_jax.types import Array, Params
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,8 @@ class AutoencoderConfig:
     patch: int = 1
     # Differs from EVAC: a linear map beside encoder and decoder (as in DC-AE, Chen et al. 2025); learns much sooner.
     shortcut: bool = False
+    # The shortcut starts as the principal components of the frames' patches, everything else at zero.
+    principal: bool = False
     norm_groups: int = 32
     kl_weight: float = 1e-6
     dtype: str = "float32"
@@ -144,6 +148,37 @@ class Autoencoder(nn.Module):
     def __call__(self, images: Array) -> Array:
         """The images reconstructed from the mean; used to create all parameters."""
         return self.decode(self.encode(images)[0])
+
+
+def principal_components(config: AutoencoderConfig, params: Params, frames: Array) -> Params:
+    """Parameters whose latents are the first principal components of patches, the best linear code there is.
+
+    Errors in these latents are errors in pixels. The convolutions add nothing at first; their parameters are kept.
+
+    Args:
+        params: random parameters of an `Autoencoder` with a shortcut.
+        frames: uint8 [N, H, W, 3]; at most 4096 of them, drawn at random, are used.
+    """
+    rows = np.random.default_rng(0).choice(len(frames), min(len(frames), 4096), replace=False)
+    frames = np.asarray(frames[rows], np.float32) / 127.5 - 1.0
+    patches = np.asarray(space_to_depth(frames, config.downsampling)).reshape(-1, 3 * config.downsampling**2)
+    mean = patches.mean(0, dtype=np.float64)
+    covariance = np.zeros((patches.shape[1],) * 2)
+    for part in np.array_split(patches, -(-len(patches) // 65536)):
+        covariance += (part - mean).T @ (part - mean)
+    components = np.linalg.eigh(covariance)[1][:, ::-1][:, : config.latent_channels]
+    half = config.latent_channels
+    quant = jax.tree.map(jnp.zeros_like, params["quant"])
+    quant["bias"] = quant["bias"].at[half:].set(-10.0)  # posteriors of hardly any width
+    decoder = {**params["decoder"], "conv_out": jax.tree.map(jnp.zeros_like, params["decoder"]["conv_out"])}
+    dense = lambda kernel, bias: {"kernel": jnp.asarray(kernel, jnp.float32), "bias": jnp.asarray(bias, jnp.float32)}
+    return {
+        **params,
+        "quant": quant,
+        "decoder": decoder,
+        "shortcut_in": dense(components, -mean @ components),
+        "shortcut_out": dense(components.T, mean),
+    }
 
 
 def space_to_depth(x: Array, patch: int) -> Array:

@@ -33,6 +33,7 @@ from worldenv_jax.simulator.poses import (
     rigid_transform,
 )
 from worldenv_jax.simulator.proprioception import Kinematics, relative_pose
+from worldenv_jax.simulator.reprojection import reproject
 from worldenv_jax.simulator.video_unet import Prepared, VideoUNet
 from worldenv_jax.types import Array, Camera, GeometryFn, Params, Statistics
 
@@ -40,7 +41,7 @@ from worldenv_jax.types import Array, Camera, GeometryFn, Params, Statistics
 class ChunkInputs(NamedTuple):
     """Everything about one chunk that is not noise; T = F + K frames."""
 
-    image_latents: Array  # float [B, V, T, h, w, c]: the history, then its last frame K times
+    image_latents: Array  # float [B, V, T, h, w, c]: the history, then its last frame K times (or `_first_guess`)
     present: Array  # float [B, V, T]: 1 where image_latents is given
     maps: Array  # float [B, V, T, h, w, map channels]; 0 on history frames
     rays: Array  # float [B, V, T, h, w, 6]
@@ -174,13 +175,25 @@ def chunk_inputs(
     deltas = delta_actions(proprio[:, last, :3], quaternion[:, last], opening[:, last])
     deltas = normalize_deltas(deltas, jnp.zeros(6), jnp.maximum(jnp.abs(kinematics.gain), 1e-4))
     return ChunkInputs(
-        image_latents=repeat_last(history, config.chunk),
+        image_latents=_first_guess(config, params, history, camera.intrinsics, poses),
         present=jnp.ones((batch, views, frames)),
         maps=maps,
         rays=ray_maps(latent_intrinsics, poses, latent_height, latent_width),
         deltas=jnp.tile(deltas, config.arms),
         frame_features=_frame_features(config, proprio, actions, statistics, kinematics),
     )
+
+
+def _first_guess(config: SimulatorConfig, params: Params, history: Array, intrinsics: Array, poses: Array) -> Array:
+    """History latents [B, V, F, ...] and, for each future frame, the last one; of the hand's cameras reprojected."""
+    guess = repeat_last(history, config.chunk)
+    if config.plane_height is None:
+        return guess
+    views, past, future = jnp.array(config.hand_views), slice(None, config.history), slice(config.history, None)
+    images = decode_images(config, params, history[:, views])
+    moved = poses[:, views]
+    images = reproject(images, intrinsics[:, views], moved[:, :, past], moved[:, :, future], config.plane_height)
+    return guess.at[:, views, future].set(jax.lax.stop_gradient(encode_images(config, params, images)))
 
 
 def gripper_opening(proprio: Array, kinematics: Kinematics) -> Array:
@@ -204,7 +217,10 @@ def embed_maps(config: SimulatorConfig, params: Params, drawn: Array) -> Array:
 def prepare(config: SimulatorConfig, params: Params, inputs: ChunkInputs, image_tokens: Array) -> Prepared:
     """Everything that the denoising steps of one chunk share."""
     present = jnp.broadcast_to(inputs.present[..., None, None, None], (*inputs.rays.shape[:-1], 1))
-    condition = jnp.concatenate([inputs.image_latents, present, inputs.maps, inputs.rays], axis=-1)
+    condition = [inputs.image_latents, present, inputs.maps, inputs.rays]
+    if config.plane_height is not None:  # what hangs from the hand stays where it was in the hand's camera
+        condition.append(repeat_last(inputs.image_latents[:, :, : config.history], config.chunk) * present)
+    condition = jnp.concatenate(condition, axis=-1)
     batch = len(condition)
     prepared = VideoUNet(config.unet).apply(
         {"params": params["denoiser"]["unet"]},

@@ -45,6 +45,10 @@ class SimulatorConfig:
     # Differs from EVAC where given: the denoiser corrects a guess made of its input and of the newest known frame, as
     # if frames differed from it by this variance (in scaled latents); see `conditioning.guess_v`. Learns much sooner.
     change_variance: float | None = None
+    # Differs from EVAC where given: future frames of the hand's cameras start from the history as it looks from where
+    # the camera will be, were everything on a plane at this height (m); see `reprojection`.
+    plane_height: float | None = None
+    motion_width: int = 0  # of `proprioception.ArmMotion`, which corrects the deterministic step; 0: off
     frame_by_frame: bool = False  # in a roll-out, through the autoencoder: 1 / K of its memory, some time
     land_on_x0: bool = False  # Differs from EVAC where True: the last DDIM step returns x0 without residual noise
     # Training
@@ -69,6 +73,10 @@ class SimulatorConfig:
         errors += [f"{name} is {got}, must be {need}" for name, (got, need) in expected.items() if got != need]
         if self.unet.frame_features not in (0, FRAME_FEATURES):
             errors.append(f"unet.frame_features is {self.unet.frame_features}, must be 0 or {FRAME_FEATURES}")
+        if self.plane_height is not None and not self.hand_views:
+            errors.append("plane_height is given, but no camera moves: hand_views is empty")
+        if self.autoencoder.principal and not self.autoencoder.shortcut:
+            errors.append("autoencoder.principal needs autoencoder.shortcut")
         if self.history < 2:
             errors.append(f"history is {self.history}, must be at least 2")
         if errors:
@@ -86,8 +94,9 @@ class SimulatorConfig:
 
     @property
     def condition_channels(self) -> int:
-        """Image latent, mask, action map, ray direction and origin."""
-        return self.autoencoder.latent_channels + 1 + self.map_channels + 6
+        """Image latent, mask, action map, ray direction and origin; the last image latent beside a reprojected one."""
+        images = self.autoencoder.latent_channels * (1 if self.plane_height is None else 2)
+        return images + 1 + self.map_channels + 6
 
     @property
     def latent_size(self) -> tuple[int, int]:
@@ -111,16 +120,24 @@ class SimulatorConfig:
         return replace(config, ddim_steps=1, change_variance=0.2)
 
     @classmethod
+    def libero_debug(cls) -> "SimulatorConfig":
+        """Everything that `libero_cpu` has, as small as it gets."""
+        autoencoder = AutoencoderConfig(8, (1,), 1, 8, 8, norm_groups=4, shortcut=True, principal=True)
+        return replace(_small(64, 8, autoencoder, 16, (1,), (), 32, 16, wrist=True), ddim_steps=2)
+
+    @classmethod
     def libero_cpu(cls) -> "SimulatorConfig":
-        """64 px, agentview and wrist, chunks of 8: the tabletop's sizes for two views."""
-        return replace(cls.tabletop(), views=2, hand_views=(1,), max_chunks=64)
+        """64 px, agentview and wrist, chunks of 8: the tabletop's U-Net, linear latents, a corrected arm."""
+        # 24 principal components of 4 x 4 patches keep 43 dB of LIBERO's frames.
+        autoencoder = AutoencoderConfig(64, (1,), 1, 24, 4, norm_groups=8, shortcut=True, principal=True)
+        config = _small(64, 8, autoencoder, 32, (1, 2, 2), (2,), 64, wrist=True)
+        return replace(config, ddim_steps=1, change_variance=0.2)
 
     @classmethod
     def libero_small(cls) -> "SimulatorConfig":
         """128 px, agentview and wrist, chunks of 8: one GPU, or a patient CPU."""
         autoencoder = AutoencoderConfig(64, (1, 1), 1, 16, 4, norm_groups=8, shortcut=True, kl_weight=2e-6)
-        config = _small(128, 8, autoencoder, 64, (1, 2, 2), (0, 1), 128)
-        return replace(config, views=2, hand_views=(1,), max_chunks=64)
+        return _small(128, 8, autoencoder, 64, (1, 2, 2), (0, 1), 128, wrist=True)
 
     @classmethod
     def libero_full(cls) -> "SimulatorConfig":
@@ -141,9 +158,11 @@ def _small(
     attention_levels: tuple[int, ...],
     width: int,
     head_dim: int = 32,
+    wrist: bool = False,
 ) -> SimulatorConfig:
-    """A preset that trains from scratch, for one arm."""
-    condition = autoencoder.latent_channels + 1 + 3 * autoencoder.downsampling**2 + 6
+    """A preset that trains from scratch, for one arm; `wrist`: LIBERO's two cameras, the second on the hand."""
+    condition = (2 if wrist else 1) * autoencoder.latent_channels + 1 + 3 * autoencoder.downsampling**2 + 6
+    moving = {"views": 2, "hand_views": (1,), "plane_height": 0.03, "motion_width": 96, "max_chunks": 64}
     resampler = ResamplerConfig(16, 7, width, width, 2, width // 32, 32)
     return SimulatorConfig(
         image_size=(size, size),
@@ -178,4 +197,5 @@ def _small(
         condition_dropout=0.0,
         history_noise=(20, 200),
         sampled_steps_only=True,
+        **(moving if wrist else {}),
     )

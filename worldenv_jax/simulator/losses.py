@@ -39,6 +39,7 @@ class SimulatorBatch(NamedTuple):
     first_images: Array  # uint8 [B, V, H, W, 3], the oldest history frame
     proprio: Array  # float32 [B, F, 8], of the history
     previous_proprio: Array  # float32 [B, 8], one step before s; that of s where s = 0
+    previous_action: Array  # float32 [B, 7], environment action of step s - 1; zeros where s = 0
     actions: Array  # float32 [B, K, 7], normalised, of the steps s .. s + K - 1
     camera: Camera  # of the oldest history frame, leaves [B, V, ...]
     mask: Array  # bool [B, K], False on future frames that do not exist
@@ -97,7 +98,9 @@ def denoising_loss(
 
     current = batch.proprio[:, -1]
     commands = statistics.unnormalize_action(batch.actions)
-    future = advance_proprio(kinematics, batch.previous_proprio, current, commands)
+    future = advance_proprio(
+        kinematics, batch.previous_proprio, current, commands, batch.previous_action, params.get("arm_motion")
+    )
     proprio = jnp.concatenate([batch.proprio, future], axis=1)
     inputs = chunk_inputs(config, params, history, proprio, batch.actions, batch.camera, statistics, kinematics)
     images = batch.first_images.astype(jnp.float32) / 127.5 - 1.0

@@ -2,7 +2,8 @@
 """How proprioception follows from actions: the deterministic step of World-Env (paper, section 1.1).
 
 LIBERO's controller moves the hand by a share of the commanded delta and keeps a part of its speed, so a step is
-`delta_t = gain * action_t + momentum * delta_{t-1}`; the fingers approach their command at a limited speed.
+`delta_t = gain * action_t + momentum * delta_{t-1}`; the fingers approach their command at a limited speed. That step
+lags behind the arm by centimetres within a second; `ArmMotion`, a small network, learns what it misses.
 Proprioception is position (3), axis-angle (3) and finger positions (2); actions are environment actions.
 """
 
@@ -12,14 +13,16 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 
 from worldenv_jax.simulator.poses import (
     axis_angle_from_quaternion,
     conjugate_quaternion,
+    matrix_from_quaternion,
     multiply_quaternions,
     quaternion_from_axis_angle,
 )
-from worldenv_jax.types import Array
+from worldenv_jax.types import Array, Params
 
 
 class Kinematics(NamedTuple):
@@ -42,6 +45,26 @@ class Kinematics(NamedTuple):
         return cls(gain, jnp.zeros(6), -infinite, infinite, opened, jnp.zeros(2), jnp.asarray(0.01))
 
 
+class ArmMotion(nn.Module):
+    """What the linear step misses of the arm's motion, in units of the steady motion under a full command.
+
+    Starts at zero. Sees the last motion, the command and the one before it (a controller of second order needs both),
+    the gripper, and where the hand is: joint limits and the table are there.
+    """
+
+    width: int
+
+    @nn.compact
+    def __call__(self, features: Array) -> Array:
+        """Features float [B, `MOTION_FEATURES`] to float [B, 6]."""
+        hidden = nn.gelu(nn.Dense(self.width, name="dense1")(features))
+        hidden = nn.gelu(nn.Dense(self.width, name="dense2")(hidden))
+        return nn.Dense(6, name="out", kernel_init=nn.initializers.zeros)(jnp.concatenate([hidden, features], axis=-1))
+
+
+MOTION_FEATURES = 6 + 7 + 7 + 1 + 3 + 6
+
+
 def relative_pose(proprio: Array, reference: Array) -> Array:
     """Motion from `reference` to `proprio`, [..., 8] each: metres and a base-frame rotation vector, [..., 6]."""
     rotation, start = (quaternion_from_axis_angle(p[..., 3:6]) for p in (proprio, reference))
@@ -49,30 +72,90 @@ def relative_pose(proprio: Array, reference: Array) -> Array:
     return jnp.concatenate([proprio[..., :3] - reference[..., :3], turned], axis=-1)
 
 
-def advance_proprio(kinematics: Kinematics, previous: Array, current: Array, actions: Array) -> Array:
+def advance_proprio(
+    kinematics: Kinematics,
+    previous: Array,
+    current: Array,
+    actions: Array,
+    previous_action: Array | None = None,
+    arm_motion: Params | None = None,
+) -> Array:
     """Proprioception after each action.
 
     Args:
         previous, current: float32 [B, 8], one step apart (equal at the start of an episode).
         actions: float32 [B, K, 7], environment actions.
+        previous_action: float32 [B, 7], zeros at the start of an episode; needed with `arm_motion`.
+        arm_motion: parameters of `ArmMotion`; without them the step is linear and ends at the recorded workspace.
     Returns: float32 [B, K, 8].
     """
     start = quaternion_from_axis_angle(current[:, 3:6])
+    steady = jnp.maximum(jnp.abs(kinematics.gain), 1e-4) / (1.0 - kinematics.momentum)
+    residual = None if arm_motion is None else ArmMotion(arm_motion["dense1"]["bias"].size)
 
     def step(carry, action):
-        position, rotation, fingers, motion = carry
-        motion = kinematics.gain * action[:, :6] + kinematics.momentum * motion
-        moved = jnp.clip(position + motion[:, :3], kinematics.position_low, kinematics.position_high)
+        position, rotation, fingers, motion, last_action = carry
+        linear = kinematics.gain * action[:, :6] + kinematics.momentum * motion
+        if residual is None:
+            moved = jnp.clip(position + linear[:, :3], kinematics.position_low, kinematics.position_high)
+            motion = linear.at[:, :3].set(moved - position)
+        else:
+            features = _motion_features(kinematics, motion / steady, action, last_action, fingers, position, rotation)
+            motion = linear + steady * residual.apply({"params": arm_motion}, features)
+            moved = position + motion[:, :3]
         rotation = multiply_quaternions(quaternion_from_axis_angle(motion[:, 3:]), rotation)
-        motion = motion.at[:, :3].set(moved - position)
         goal = jnp.where(action[:, 6:] > 0, kinematics.finger_closed, kinematics.finger_open)
         fingers += jnp.clip(goal - fingers, -kinematics.finger_speed, kinematics.finger_speed)
         proprio = jnp.concatenate([moved, axis_angle_from_quaternion(rotation), fingers], axis=-1)
-        return (moved, rotation, fingers, motion), proprio
+        return (moved, rotation, fingers, motion, action), proprio
 
-    carry = (current[:, :3], start, current[:, 6:], relative_pose(current, previous))
+    before = jnp.zeros_like(actions[:, 0]) if previous_action is None else previous_action
+    carry = (current[:, :3], start, current[:, 6:], relative_pose(current, previous), before)
     _, proprio = jax.lax.scan(step, carry, jnp.swapaxes(actions, 0, 1))
     return jnp.swapaxes(proprio, 0, 1)
+
+
+def _motion_features(
+    kinematics: Kinematics,
+    motion: Array,
+    action: Array,
+    last_action: Array,
+    fingers: Array,
+    position: Array,
+    rotation: Array,
+) -> Array:
+    low, high = jnp.maximum(kinematics.position_low, -1.0), jnp.minimum(kinematics.position_high, 1.0)  # may be endless
+    middle, reach = 0.5 * (low + high), 0.5 * (high - low)
+    axes = matrix_from_quaternion(rotation)[..., :2].reshape(-1, 6)  # no jumps, as axis-angle near a half turn has
+    opening = (fingers[:, :1] - fingers[:, 1:]) / (kinematics.finger_open[0] - kinematics.finger_open[1])
+    return jnp.concatenate([motion, action, last_action, opening, (position - middle) / reach, axes], axis=-1)
+
+
+class MotionBatch(NamedTuple):
+    """Stretches of L steps of recorded episodes."""
+
+    proprio: Array  # float32 [B, L + 1, 8], before each action and after the last
+    actions: Array  # float32 [B, L, 7], environment actions
+    previous_proprio: Array  # float32 [B, 8], one step before the stretch; its first at the start of an episode
+    previous_action: Array  # float32 [B, 7], zeros at the start of an episode
+
+
+def arm_motion_loss(kinematics: Kinematics, params: Params, batch: MotionBatch) -> tuple[Array, dict[str, Array]]:
+    """Open-loop error of the pose over the stretch, in centimetres and twentieths of a radian.
+
+    Errors count by sqrt(1 + e^2) - 1, so that collisions, which no function of the pose foretells, do not rule, and by
+    1 / sqrt(steps), because they grow.
+
+    Returns: the loss, and {"position", "rotation"}, the mean errors at the end in metres and radians.
+    """
+    predicted = advance_proprio(
+        kinematics, batch.previous_proprio, batch.proprio[:, 0], batch.actions, batch.previous_action, params
+    )
+    motion = relative_pose(predicted, batch.proprio[:, 1:])
+    weight = 1.0 / jnp.sqrt(1.0 + jnp.arange(motion.shape[1]))[:, None]
+    robust = jnp.sqrt(1.0 + jnp.square(motion / jnp.array([0.01] * 3 + [0.05] * 3))) - 1.0
+    last = jnp.linalg.norm(motion[:, -1].reshape(-1, 2, 3), axis=-1).mean(0)
+    return (weight * robust).sum(-1).mean(), {"position": last[0], "rotation": last[1]}
 
 
 def fit_kinematics(proprios: Sequence[np.ndarray], actions: Sequence[np.ndarray], margin: float = 0.01) -> Kinematics:
@@ -110,23 +193,21 @@ def fit_kinematics(proprios: Sequence[np.ndarray], actions: Sequence[np.ndarray]
     )
 
 
-def proprioception_error(
-    kinematics: Kinematics, proprios: Sequence[np.ndarray], actions: Sequence[np.ndarray], steps: int
-) -> dict[str, float]:
-    """Mean open-loop error after `steps` actions from the start of each recorded episode that is long enough.
+def proprioception_error(predicted: np.ndarray, recorded: np.ndarray, valid: np.ndarray) -> dict[str, np.ndarray]:
+    """How far predicted proprioception is off after each step.
 
-    Returns: "position" in metres, "rotation" in radians, "fingers" in metres, and "episodes", how many were used.
+    Args:
+        predicted, recorded: float [N, T, 8].
+        valid: bool [N, T], the steps that were recorded.
+
+    Returns: "position" in metres, "rotation" in radians and "fingers" in metres, each the mean over episodes, float64
+        [T] (NaN where no episode is that long).
     """
-    pairs = [(p[: steps + 1], a[:steps]) for p, a in zip(proprios, actions) if len(a) >= steps]
-    if not pairs:
-        raise ValueError(f"proprioception error: no episode has {steps} steps")
-    truth, commands = (np.stack(x).astype(np.float32) for x in zip(*pairs))
-    predicted = advance_proprio(kinematics, truth[:, 0], truth[:, 0], commands)[:, -1]
-    motion = np.asarray(relative_pose(predicted, truth[:, -1]))
-    fingers = np.abs(np.asarray(predicted)[:, 6:] - truth[:, -1, 6:])
-    return {
-        "position": float(np.linalg.norm(motion[:, :3], axis=1).mean()),
-        "rotation": float(np.linalg.norm(motion[:, 3:], axis=1).mean()),
-        "fingers": float(fingers.mean()),
-        "episodes": len(pairs),
+    motion = np.asarray(relative_pose(*(jnp.asarray(p, jnp.float32) for p in (predicted, recorded))), np.float64)
+    errors = {
+        "position": np.linalg.norm(motion[..., :3], axis=-1),
+        "rotation": np.linalg.norm(motion[..., 3:], axis=-1),
+        "fingers": np.abs(np.float64(predicted)[..., 6:] - recorded[..., 6:]).mean(-1),
     }
+    count = np.where(valid.any(0), valid.sum(0), np.nan)
+    return {name: np.where(valid, error, 0.0).sum(0) / count for name, error in errors.items()}

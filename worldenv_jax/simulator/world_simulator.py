@@ -30,10 +30,11 @@ from worldenv_jax.simulator.conditioning import (
 from worldenv_jax.simulator.config import SimulatorConfig
 from worldenv_jax.simulator.memory import memory_slots
 from worldenv_jax.simulator.noise_schedule import as_float32, ddim_tables, guide
-from worldenv_jax.simulator.proprioception import Kinematics, advance_proprio
+from worldenv_jax.simulator.proprioception import MOTION_FEATURES, ArmMotion, Kinematics, advance_proprio
 from worldenv_jax.simulator.sampler import sample_chunk
 from worldenv_jax.simulator.video_unet import VideoUNet
 from worldenv_jax.types import (
+    ACTION_DIM,
     Array,
     Camera,
     GeometryFn,
@@ -50,6 +51,7 @@ class SimulatorState(NamedTuple):
 
     latents: Array  # float32 [B, V, N, h, w, c]
     proprio: Array  # float32 [B, N, 8]
+    action: Array  # float32 [B, 7], the last environment action; zeros at the start
     count: Array  # int32 [], filled slots; the first F all hold the first frame
     image_tokens: Array  # float [B, V * queries, D], of the first frame
     blank_tokens: Array | None  # the same for a blank image; None without guidance
@@ -61,7 +63,7 @@ class SimulatorState(NamedTuple):
 def init_simulator(config: SimulatorConfig, key: Array) -> Params:
     """Random parameters: {"autoencoder", "image_encoder", "denoiser": {"unet", "image_resampler", "action_resampler"}}.
 
-    Under `jax.eval_shape` nothing is allocated.
+    With config.motion_width also "arm_motion". Under `jax.eval_shape` nothing is allocated.
     """
     keys = jax.random.split(key, 5)
     unet, (height, width) = config.unet, config.latent_size
@@ -73,7 +75,7 @@ def init_simulator(config: SimulatorConfig, key: Array) -> Params:
     size = config.image_encoder.image_size
     init = lambda module, key, *inputs, **options: module.init(key, *inputs, **options)["params"]
     condition, latents = video[..., unet.latent_channels :], video[..., : unet.latent_channels]
-    return {
+    params = {
         "autoencoder": init(Autoencoder(config.autoencoder), keys[0], jnp.zeros((1, *config.image_size, 3))),
         "image_encoder": init(VisionTransformer(config.image_encoder), keys[1], jnp.zeros((1, size, size, 3))),
         "denoiser": {
@@ -89,6 +91,11 @@ def init_simulator(config: SimulatorConfig, key: Array) -> Params:
             ),
         },
     }  # fmt: skip
+    if config.motion_width:
+        params["arm_motion"] = init(
+            ArmMotion(config.motion_width), jax.random.fold_in(key, 5), jnp.zeros((1, MOTION_FEATURES))
+        )
+    return params
 
 
 def extend_params(config: SimulatorConfig, key: Array, params: Params) -> Params:
@@ -129,6 +136,7 @@ def make_simulator_fns(
         return SimulatorState(
             latents=jnp.broadcast_to(latents[:, :, None], (*latents.shape[:2], slots, *latents.shape[2:])),
             proprio=jnp.broadcast_to(starts.proprio[:, None], (len(latents), slots, starts.proprio.shape[-1])),
+            action=jnp.zeros((len(latents), ACTION_DIM)),
             count=jnp.int32(config.history),
             image_tokens=encode_image_tokens(config, params, images),
             blank_tokens=blank,
@@ -141,7 +149,8 @@ def make_simulator_fns(
         history, past = state.latents[:, :, slots], state.proprio[:, slots]
         before = state.proprio[:, state.count - 2]
         commands = statistics.unnormalize_action(actions)
-        future = advance_proprio(kinematics, before, past[:, -1], commands)
+        arm_motion = params.get("arm_motion")
+        future = advance_proprio(kinematics, before, past[:, -1], commands, state.action, arm_motion)
         proprio = jnp.concatenate([past, future], axis=1)
         inputs = chunk_inputs(config, params, history, proprio, actions, state.camera, statistics, kinematics)
         inputs = inputs._replace(geometry_tokens=state.geometry_tokens)
@@ -153,6 +162,7 @@ def make_simulator_fns(
         new = state._replace(
             latents=jax.lax.dynamic_update_slice_in_dim(state.latents, latents, state.count, axis=2),
             proprio=jax.lax.dynamic_update_slice_in_dim(state.proprio, future, state.count, axis=1),
+            action=commands[:, -1],
             count=state.count + config.chunk,
         )
         decode = functools.partial(decode_latents, config, params)

@@ -18,6 +18,7 @@ from worldenv_jax.evaluation.gate import GateResult, evaluate_gate
 from worldenv_jax.evaluation.reflector_quality import calibration_figures, figures_per_task, judge_curves
 from worldenv_jax.evaluation.strips import Strip, draw_strip, merge_views, save_image
 from worldenv_jax.evaluation.video_quality import action_sensitivity, open_loop_quality
+from worldenv_jax.simulator import proprioception_error
 from worldenv_jax.training.models import Models
 from worldenv_jax.training.reflector_training import (
     horizon,
@@ -85,10 +86,22 @@ def measure_gate(
             "reflector": reflector,
             "outcomes": outcomes,
             "action_sensitivity": sensitivity,
+            "proprioception": _proprioception(config, episodes, imagined, valid),
         },
     )
     _draw_strips(config, workdir, episodes, imagined, judged["imagined"])
     return result
+
+
+def _proprioception(
+    config: ExperimentConfig, episodes: Sequence[Episode], imagined: Sequence[Episode], valid: np.ndarray
+) -> dict[str, list[float | None]]:
+    """The error of proprioception advanced from actions, at the end of every chunk; null beyond the longest episode."""
+    steps, chunk = horizon(config), config.policy.chunk
+    rows = [pad_steps([e.proprio[1:] for e in part], steps)[0] for part in (imagined, episodes)]
+    errors = proprioception_error(*rows, valid)
+    finite = lambda value: float(value) if np.isfinite(value) else None
+    return {name: [finite(value) for value in error[chunk - 1 :: chunk]] for name, error in errors.items()}
 
 
 def _without_motion(episode: Episode) -> Episode:

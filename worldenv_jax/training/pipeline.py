@@ -189,18 +189,21 @@ def collect_exploration(run: Run) -> None:
 
 
 def train_simulator(run: Run) -> None:
-    """Autoencoder, latent scale, denoiser: on demonstrations and (unless ablated) exploration."""
+    """Autoencoder, latent scale, the arm's motion, denoiser: on demonstrations and (unless ablated) exploration."""
+    config = run.config
     episodes = in_memory(run.demonstrations)
-    if run.config.collect.train_on_exploration:
+    if config.collect.train_on_exploration:
         episodes += in_memory(run.exploration[0])
-    params = simulation.train_autoencoder(run.config, run.workdir, episodes)
+    params = simulation.train_autoencoder(config, run.workdir, episodes)
     # EVAC's denoiser knows latents in its own scale, the config's.
-    published = run.config.pretrained.simulator
-    scale = run.config.simulator.latent_scale if published else simulation.latent_scale(run.config, params, episodes)
+    published = config.pretrained.simulator
+    scale = config.simulator.latent_scale if published else simulation.latent_scale(config, params, episodes)
     run.workdir.calibrate(latent_scale=scale)
     models = run.models
     if run.geometry_params:
         params = {**params, "geometry_encoder": run.geometry_params}
+    if config.simulator.motion_width:
+        params = simulation.train_arm_motion(config, run.workdir, episodes, models.kinematics, params)
     params = simulation.train_denoiser(
         models.config, run.workdir, params, episodes, models.statistics, models.kinematics, run.geometry
     )

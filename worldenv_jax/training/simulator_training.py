@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fitting the simulator: the autoencoder on frames, then the denoiser on its cached latents (World-Env, section 1.3).
+"""Fitting the simulator: autoencoder on frames, arm motion, denoiser on cached latents (World-Env, section 1.3).
 
-Both learn from demonstrations and exploration together; batches of the denoiser hold as many windows of failed as of
+All learn from demonstrations and exploration together; batches of the denoiser hold as many windows of failed as of
 successful episodes.
 """
 
@@ -16,21 +16,27 @@ import numpy as np
 from worldenv_jax.configs import ExperimentConfig
 from worldenv_jax.data.episodes import Episode
 from worldenv_jax.data.windows import BatchSampler, SimulatorWindows
+from worldenv_jax.errors import WorldEnvError
 from worldenv_jax.simulator import (
     Kinematics,
+    MotionBatch,
     SimulatorBatch,
     SimulatorConfig,
+    arm_motion_loss,
     autoencoder_loss,
     check_episode,
     denoising_loss,
     encode_frames,
     history_steps,
     measure_latent_scale,
+    principal_components,
 )
 from worldenv_jax.training.pretrained import initial_simulator
 from worldenv_jax.training.workdir import Workdir, mesh_from_config, run_training
 from worldenv_jax.types import Array, Camera, GeometryFn, Params, Statistics
 
+STRETCH = 32  # steps that `ArmMotion` is unrolled over
+FROZEN = ("autoencoder", "arm_motion", "geometry_encoder")  # while the denoiser learns
 ENCODE_BATCH = 64  # frames per call while latents are cached
 
 
@@ -49,6 +55,8 @@ def train_autoencoder(config: ExperimentConfig, workdir: Workdir, episodes: Sequ
     )
     stage, seed = config.autoencoder, config.seed
     params = initial_simulator(config, jax.random.key(seed))
+    if config.simulator.autoencoder.principal and not config.pretrained.simulator:
+        params["autoencoder"] = principal_components(config.simulator.autoencoder, params["autoencoder"], frames)
 
     def loss(params: Params, key: Array, batch: Array) -> tuple[Array, dict[str, Array]]:
         return autoencoder_loss(config.simulator, {"autoencoder": params}, key, batch)
@@ -68,6 +76,39 @@ def latent_scale(config: ExperimentConfig, params: Params, episodes: Sequence[Ep
     return measure_latent_scale(config.simulator, params, frames)
 
 
+def train_arm_motion(
+    config: ExperimentConfig, workdir: Workdir, episodes: Sequence[Episode], kinematics: Kinematics, params: Params
+) -> Params:
+    """Fits `ArmMotion` to stretches of recorded episodes; returns the simulator's parameters with it in place.
+
+    Every fifth stretch begins where its episode does.
+
+    Raises:
+      WorldEnvError: all episodes are too short.
+    """
+    stage, seed = config.arm_motion, config.seed
+    recorded = [(np.asarray(e.proprio), np.asarray(e.actions)) for e in episodes if e.num_steps >= STRETCH]
+    if not recorded:
+        raise WorldEnvError(f"no episode has {STRETCH} steps: set simulator.motion_width=0")
+
+    def stretch(rng: np.random.Generator) -> MotionBatch:
+        proprio, actions = recorded[rng.integers(len(recorded))]
+        t = rng.integers(0, len(actions) - STRETCH + 1) if rng.random() > 0.2 else 0
+        before = actions[t - 1] if t else np.zeros_like(actions[0])
+        return MotionBatch(proprio[t : t + STRETCH + 1], actions[t : t + STRETCH], proprio[max(t - 1, 0)], before)
+
+    def batch_fn(step: int) -> MotionBatch:
+        rng = np.random.default_rng([seed, step])
+        return jax.tree.map(lambda *leaves: np.stack(leaves), *(stretch(rng) for _ in range(stage.batch_size)))
+
+    def loss(params: Params, key: Array, batch: MotionBatch) -> tuple[Array, dict[str, Array]]:
+        return arm_motion_loss(kinematics, params, batch)
+
+    mesh, key = mesh_from_config(config.mesh), jax.random.key(seed + 3)
+    trained = run_training(workdir, "arm_motion", stage, mesh, params["arm_motion"], loss, batch_fn, key)
+    return {**params, "arm_motion": trained}
+
+
 def train_denoiser(
     config: ExperimentConfig,
     workdir: Workdir,
@@ -83,7 +124,7 @@ def train_denoiser(
     """
     stage, simulator = config.denoiser, config.simulator
     sampler = make_sampler(simulator, params, episodes, statistics, stage.batch_size, config.seed)
-    frozen = {name: leaf for name, leaf in params.items() if name in ("autoencoder", "geometry_encoder")}
+    frozen = {name: leaf for name, leaf in params.items() if name in FROZEN}
     trained = {name: leaf for name, leaf in params.items() if name not in frozen}
 
     def loss(params: Params, key: Array, batch: SimulatorBatch) -> tuple[Array, dict[str, Array]]:
@@ -116,6 +157,7 @@ def make_sampler(
             first_images=first_images[rows["episode"]],
             proprio=rows["proprio"][:, :history],
             previous_proprio=rows["previous_proprio"],
+            previous_action=rows["previous_action"],
             actions=np.asarray(statistics.normalize_action(rows["actions"])),
             camera=Camera(rows["intrinsics"][:, 0], rows["pose"][:, 0]),
             mask=rows["mask"][:, history:],

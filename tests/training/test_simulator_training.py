@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The stages of the simulator's training with all that LIBERO's presets use, on made-up episodes of two views."""
+
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+
+from worldenv_jax.configs import libero_debug
+from worldenv_jax.data.episodes import Episode
+from worldenv_jax.errors import WorldEnvError
+from worldenv_jax.simulator import Kinematics, init_simulator
+from worldenv_jax.training import simulator_training as training
+from worldenv_jax.training.workdir import Workdir
+from worldenv_jax.types import Statistics
+
+CONFIG = libero_debug()
+ONES = np.ones(8, np.float32)
+STATISTICS = Statistics(-ONES[:7], ONES[:7], -ONES, ONES)
+KINEMATICS = Kinematics.osc_pose()._replace(
+    momentum=np.full(6, 0.5, np.float32),
+    position_low=-np.ones(3, np.float32),
+    position_high=np.ones(3, np.float32),
+)
+
+
+def _episode(seed, steps=40):
+    rng = np.random.default_rng(seed)
+    frames = steps + 1
+    images = rng.integers(0, 256, (1, 2, 8, 8, 3), dtype=np.uint8).repeat(8, 2).repeat(8, 3).repeat(frames, 0)
+    proprio = np.tile(np.array([0, 0, 0.3, np.pi, 0, 0, 0.04, -0.04], np.float32), (frames, 1))
+    proprio[:, 0] = 0.002 * np.arange(frames)
+    pose = np.diag([1.0, -1.0, -1.0, 1.0]).astype(np.float32)
+    pose[:3, 3] = 0, 0, 0.4
+    intrinsics = np.array([[-40, 0, 32], [0, 40, 32], [0, 0, 1]], np.float32)
+    return Episode(
+        images=images, proprio=proprio, actions=rng.uniform(-1, 1, (steps, 7)).astype(np.float32),
+        success=np.zeros(frames, bool), intrinsics=np.tile(intrinsics, (frames, 2, 1, 1)),
+        camera_pose=np.tile(pose, (frames, 2, 1, 1)), instruction="lift", task=0, seed=seed, split="train",
+        starts="shifted", actor="policy",
+    )  # fmt: skip
+
+
+def test_every_part_is_trained_in_turn(tmp_path):
+    episodes, workdir = [_episode(seed) for seed in range(3)], Workdir(tmp_path, {})
+    linear = replace(CONFIG, autoencoder=replace(CONFIG.autoencoder, steps=0))
+    params = training.train_autoencoder(linear, workdir, episodes)
+    latents = training.cache_latents(CONFIG.simulator, params, episodes)
+    assert latents[0].shape == (41, 2, *CONFIG.simulator.latent_size, 8)
+
+    with_arm = training.train_arm_motion(CONFIG, workdir, episodes, KINEMATICS, params)
+    assert any(leaf.any() for leaf in jax.tree.leaves(with_arm["arm_motion"]["out"]))  # starts at zero
+    before = jax.tree.map(np.asarray, with_arm)  # training may reuse the memory of what it starts from
+    trained = training.train_denoiser(CONFIG, workdir, with_arm, episodes, STATISTICS, KINEMATICS)
+    for name in ("autoencoder", "arm_motion"):
+        jax.tree.map(np.testing.assert_array_equal, trained[name], before[name])
+    kernel = lambda tree: np.asarray(tree["denoiser"]["unet"]["conv_out"]["kernel"])
+    assert np.any(kernel(trained) != kernel(before))
+
+
+def test_the_arms_motion_goes_on_where_it_was_stopped(tmp_path):
+    episodes = [_episode(seed) for seed in range(2)]
+    params = jax.tree.map(np.asarray, init_simulator(CONFIG.simulator, jax.random.key(0)))
+    run = lambda name, steps: training.train_arm_motion(
+        replace(CONFIG, arm_motion=replace(CONFIG.arm_motion, steps=steps)),
+        Workdir(tmp_path / name, {}),
+        episodes,
+        KINEMATICS,
+        params,
+    )["arm_motion"]
+    half, whole = (jax.tree.leaves(run(name, steps)) for name, steps in (("stopped", 2), ("whole", 4)))
+    assert any(np.any(one != other) for one, other in zip(half, whole))
+    for resumed, straight in zip(jax.tree.leaves(run("stopped", 4)), whole, strict=True):
+        np.testing.assert_array_equal(resumed, straight)
+
+
+def test_episodes_too_short_for_a_stretch_are_refused(tmp_path):
+    episodes = [_episode(0, steps=training.STRETCH - 1)]
+    with pytest.raises(WorldEnvError, match="no episode has 32 steps: set simulator.motion_width=0"):
+        training.train_arm_motion(CONFIG, Workdir(tmp_path, {}), episodes, KINEMATICS, {})
