@@ -259,8 +259,8 @@ def libero_cpu() -> ExperimentConfig:
         simulator=SimulatorConfig.libero_cpu(),
         reflector=ReflectorConfig.libero_cpu(),
         augmentation=AugmentationConfig(shift=2, brightness=0.1, contrast=0.1),
-        cloning=_stage(3000, 64, 1e-3, 0.01),
-        scale_head=_stage(300, 64, 1e-3, trainable=SCALE_HEAD),
+        cloning=_stage(1500, 32, 1e-3, 0.01),
+        scale_head=_stage(200, 32, 1e-3, trainable=SCALE_HEAD),
         autoencoder=_stage(0, 32, 2e-3),  # principal components
         arm_motion=ARM_MOTION,
         denoiser=_stage(5000, 4, 1.2e-3, ema_decay=0.998),

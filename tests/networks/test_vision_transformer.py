@@ -25,6 +25,7 @@ VARIANTS = {
         norm_eps=1e-5,
         output_layer=-2,
     ),
+    "stem": dataclasses.replace(BASE, stem=(8,), image_size=32, patch_size=8),
     "last patches cut": dataclasses.replace(BASE, image_size=18),
 }
 erf = np.vectorize(math.erf)
@@ -43,6 +44,18 @@ def random_params(config: ViTConfig):
     return jax.tree.unflatten(tree, [jnp.asarray(0.5 * rng.normal(size=leaf.shape), jnp.float32) for leaf in leaves])
 
 
+def numpy_stem(image: np.ndarray, kernel: np.ndarray, norm) -> np.ndarray:
+    """A 3 x 3 convolution of stride 2, group norm over 8 groups, GELU."""
+    padded, half = np.pad(image, ((1, 1), (1, 1), (0, 0))), len(image) // 2
+    windows = [[padded[2 * i : 2 * i + 3, 2 * j : 2 * j + 3] for j in range(half)] for i in range(half)]
+    x = np.einsum("ijklc,klcd->ijd", np.array(windows), kernel)
+    groups = x.reshape(half, half, 8, -1)
+    centred = groups - groups.mean((0, 1, 3), keepdims=True)
+    x = (centred / np.sqrt((centred**2).mean((0, 1, 3), keepdims=True) + 1e-6)).reshape(x.shape)
+    x = x * norm["scale"] + norm["bias"]
+    return NUMPY_ACTIVATIONS["gelu_tanh"](x)
+
+
 def numpy_tower(config: ViTConfig, params, image: np.ndarray) -> np.ndarray:
     """One image [H, W, 3] -> tokens, written from the formulas."""
     p = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)["params"]
@@ -53,9 +66,11 @@ def numpy_tower(config: ViTConfig, params, image: np.ndarray) -> np.ndarray:
         scaled = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + config.norm_eps)
         return scaled * layer["scale"] + layer["bias"]
 
-    size, patches = config.patch_size, []
-    for row in range(config.image_size // size):
-        for column in range(config.image_size // size):
+    for i in range(len(config.stem)):
+        image = numpy_stem(image, p[f"stem{i}"]["kernel"], p[f"stem_norm{i}"])
+    size, patches = config.patch_size // 2 ** len(config.stem), []
+    for row in range(len(image) // size):
+        for column in range(len(image) // size):
             patch = image[row * size : (row + 1) * size, column * size : (column + 1) * size]
             patches.append(patch.reshape(-1))
     x = linear(np.array(patches), p["patch_embed"])
@@ -123,3 +138,5 @@ def test_bad_input():
         dataclasses.replace(BASE, output_layer=-4)
     with pytest.raises(ValueError, match="activation 'relu' is not one of"):
         dataclasses.replace(BASE, activation="relu")
+    with pytest.raises(ValueError, match="image_size 16 and patch_size 4 cannot be halved 3 times"):
+        dataclasses.replace(BASE, stem=(8, 8, 8))

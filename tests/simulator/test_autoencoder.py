@@ -101,7 +101,9 @@ def test_principal_components_are_the_best_linear_code():
     frames = np.clip(rng.normal(128, 40, (24, 4, 4, 3)).repeat(8, 1).repeat(8, 2), 0, 255).astype(np.uint8)
     frames = np.clip(frames + rng.integers(-9, 10, frames.shape), 0, 255).astype(np.uint8)
     params = init_simulator(config, jax.random.key(0))
-    params["autoencoder"] = principal_components(coder, params["autoencoder"], frames)
+    fitted = principal_components(coder, frames)
+    assert jax.tree.map(jnp.shape, params["autoencoder"]) == jax.tree.map(jnp.shape, fitted)
+    params["autoencoder"] = fitted
 
     images = frames / 127.5 - 1.0
     d = coder.downsampling

@@ -1,18 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Frames reprojected through a plane, against pictures of a painted plane rendered from both places."""
+"""Frames reprojected through a plane, against pictures of a painted plane rendered from both places; the guesses."""
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from worldenv_jax.simulator import SimulatorConfig, init_simulator
-from worldenv_jax.simulator.conditioning import decode_images, encode_images, repeat_last
-from worldenv_jax.simulator.reprojection import reproject
+from worldenv_jax.simulator import SimulatorConfig
+from worldenv_jax.simulator.reprojection import guess_frames, reproject
 
 SIZE, HEIGHT = 32, 0.1
+FLOOR = np.array([0.0, 0.0, 1.0, HEIGHT], np.float32)
 # robosuite's pictures are upside down, so its focal lengths are negative.
 INTRINSICS = np.array([[-30.0, 0, 16], [0, 30, 16], [0, 0, 1]])
 
@@ -53,7 +52,9 @@ def test_a_painted_plane_from_elsewhere():
     sources = [_looking_down(0.1, 0.0, 1.2), _looking_down(0.0, 0.0, 0.6, 0.2)]
     targets = [_looking_down(0.15, -0.1, 0.5, -0.3, 0.1), _looking_down(0.3, 0.1, 0.6)]
     cast = lambda poses: jnp.asarray(np.stack(poses), jnp.float32)
-    got = reproject(cast([_picture(s) for s in sources]), cast(INTRINSICS), cast(sources), cast(targets), HEIGHT)
+    got = reproject(
+        cast([_picture(s) for s in sources]), cast(INTRINSICS), cast(sources), cast(targets), np.tile(FLOOR, (2, 1))
+    )
     assert got.shape == (2, SIZE, SIZE, 3)
     for frame, target in zip(np.asarray(got), targets):
         by_new, by_old = (_shown(target, by=source) for source in reversed(sources))
@@ -68,7 +69,7 @@ def test_unseen_points_keep_the_newest_frame():
     images = jnp.stack([jnp.zeros((SIZE, SIZE, 1)), jnp.ones((SIZE, SIZE, 1))])
     pose = jnp.asarray(_looking_down(0, 0, 0.6), jnp.float32)
     away = jnp.asarray(_looking_down(50.0, 0, 0.6), jnp.float32)
-    got = reproject(images, jnp.asarray(INTRINSICS, jnp.float32), jnp.stack([pose, pose]), away[None], HEIGHT)
+    got = reproject(images, jnp.asarray(INTRINSICS, jnp.float32), jnp.stack([pose, pose]), away[None], FLOOR[None])
     np.testing.assert_array_equal(got, np.ones((1, SIZE, SIZE, 1)))
 
 
@@ -78,32 +79,52 @@ def test_leading_axes():
     intrinsics = np.tile(INTRINSICS, (2, 1, 1, 1)).astype(np.float32)
     poses = np.stack([_looking_down(0, 0, 0.6), _looking_down(0.1, 0, 0.5)])[:, None, None].astype(np.float32)
     sources, targets = np.tile(poses, (1, 1, 2, 1, 1)), np.tile(poses[::-1], (1, 1, 3, 1, 1))
-    got = reproject(*map(jnp.asarray, (images, intrinsics, sources, targets)), HEIGHT)
+    planes = np.tile(FLOOR, (2, 1, 3, 1))
+    got = reproject(*map(jnp.asarray, (images, intrinsics, sources, targets, planes)))
     assert got.shape == (2, 1, 3, SIZE, SIZE, 3)
     for i in range(2):
-        alone = reproject(*(jnp.asarray(leaf[i, 0]) for leaf in (images, intrinsics, sources, targets)), HEIGHT)
+        alone = reproject(*(jnp.asarray(leaf[i, 0]) for leaf in (images, intrinsics, sources, targets, planes)))
         np.testing.assert_allclose(got[i, 0], alone, atol=1e-6)
 
 
-def test_only_the_hands_cameras_get_a_reprojected_guess():
-    from worldenv_jax.simulator.conditioning import _first_guess
+def _hand_poses(*places, turn=0.0):
+    """Hands in float32 [1, T, 4, 4], pointing down."""
+    return np.stack([_looking_down(*place, turn) for place in places])[None].astype(np.float32)
 
-    debug = SimulatorConfig.debug()
-    channels = debug.condition_channels + debug.autoencoder.latent_channels
-    unet = dataclasses.replace(debug.unet, condition_channels=channels)
-    config = dataclasses.replace(debug, views=2, hand_views=(1,), plane_height=HEIGHT, unet=unet)
-    params = init_simulator(config, jax.random.key(0))
-    history = jax.random.normal(jax.random.key(1), (1, 2, config.history, *config.latent_size, 4))
-    intrinsics = jnp.asarray(np.tile(INTRINSICS, (1, 2, 1, 1)), jnp.float32)
-    places = [_looking_down(0.02 * t, 0, 0.6) for t in range(config.frames)]
-    poses = jnp.asarray(np.tile(np.stack(places), (1, 2, 1, 1, 1)), jnp.float32)
-    guess = _first_guess(config, params, history, intrinsics, poses)
-    np.testing.assert_array_equal(guess[:, 0], repeat_last(history, config.chunk)[:, 0])
-    np.testing.assert_array_equal(guess[:, :, : config.history], history)
-    images = decode_images(config, params, history[:, 1])[0]
-    F = config.history
-    expected = reproject(images, intrinsics[0, 1], poses[0, 1, :F], poses[0, 1, F:], HEIGHT)
-    np.testing.assert_allclose(guess[0, 1, F:], encode_images(config, params, expected), atol=1e-5)
+
+def test_what_the_hand_carries_moves_by_whole_pixels():
+    """A hand that moves sideways before a still camera takes the picture along: focal length times way over depth."""
+    rng = np.random.default_rng(2)
+    images = rng.uniform(-1, 1, (1, 1, 2, SIZE, SIZE, 3)).astype(np.float32)
+    pose = np.tile(_looking_down(0, 0, 0.9), (1, 1, 4, 1, 1)).astype(np.float32)
+    # 0.6 m away from the camera and f = 30: 0.02 m is a pixel. The camera's x axis is the world's, mirrored by f < 0.
+    hand = _hand_poses((0, 0, 0.3), (0.02, 0, 0.3), (0.06, 0, 0.3), (0.02, -0.04, 0.3))
+    guesses = np.asarray(guess_frames(images, np.tile(INTRINSICS, (1, 1, 1, 1)), pose, hand, (), HEIGHT))
+    assert guesses.shape == (1, 1, 2, 4, SIZE, SIZE, 3)
+    for k in range(2):
+        np.testing.assert_array_equal(guesses[0, 0, k, 0], images[0, 0, 1])  # still, newest
+        np.testing.assert_array_equal(guesses[0, 0, k, 1], images[0, 0, 0])  # still, oldest
+    inner = slice(4, -4)
+    for (k, guess, known), (right, down) in {(0, 2, 1): (-2, 0), (0, 3, 0): (-3, 0), (1, 2, 1): (0, 2)}.items():
+        moved = np.roll(images[0, 0, known], (down, right), axis=(0, 1))
+        np.testing.assert_allclose(guesses[0, 0, k, guess][inner, inner], moved[inner, inner], atol=2e-4)
+
+
+def test_guesses_of_a_camera_on_the_hand():
+    """What stands still is reprojected, newest or oldest frames in front; what the hand carries stays in its place."""
+    rng = np.random.default_rng(3)
+    images = rng.uniform(-1, 1, (1, 2, 3, SIZE, SIZE, 3)).astype(np.float32)
+    places = [_looking_down(0.04 * t, 0, 0.6) for t in range(5)]
+    poses = np.tile(np.stack(places), (1, 2, 1, 1, 1)).astype(np.float32)
+    hand = _hand_poses(*((0.04 * t, 0, 0.4) for t in range(5)))
+    intrinsics = np.tile(INTRINSICS, (1, 2, 1, 1)).astype(np.float32)
+    guesses = np.asarray(guess_frames(images, intrinsics, poses, hand, (1,), HEIGHT))
+    planes = np.tile(FLOOR, (2, 1))
+    for guess, order in ((0, 1), (1, -1)):
+        expected = reproject(images[0, 1, ::order], intrinsics[0, 1], poses[0, 1, :3][::order], poses[0, 1, 3:], planes)
+        np.testing.assert_allclose(guesses[0, 1, :, guess], expected, atol=1e-6)
+    for guess, known in ((2, 2), (3, 0)):
+        np.testing.assert_array_equal(guesses[0, 1, :, guess], np.tile(images[0, 1, known], (2, 1, 1, 1)))
 
 
 def test_a_plane_needs_a_moving_camera():

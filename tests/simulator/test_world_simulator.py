@@ -19,7 +19,14 @@ from worldenv_jax.simulator import (
     init_simulator,
     make_simulator_fns,
 )
-from worldenv_jax.simulator.conditioning import guess_v, predict_v, prepare
+from worldenv_jax.simulator.conditioning import (
+    FIRST_GUESS,
+    chunk_inputs,
+    encode_images,
+    guess_v,
+    predict_v,
+    prepare,
+)
 from worldenv_jax.simulator.losses import drop_conditions
 from worldenv_jax.simulator.noise_schedule import noise_schedule
 from worldenv_jax.simulator.world_simulator import ChunkInputs
@@ -245,12 +252,12 @@ def test_hand_camera_moves_with_the_hand():
     from worldenv_jax.simulator.conditioning import _camera_poses
 
     config = dataclasses.replace(CONFIG, views=2, hand_views=(1,))
-    proprio = np.zeros((1, 2, 8), np.float32)
-    proprio[0, 1, :3] = [0.1, 0.2, 0.3]
-    proprio[0, 1, 5] = np.pi / 2
+    hand = np.tile(np.eye(4, dtype=np.float32), (1, 2, 1, 1))
+    hand[0, 1, :3, 3] = [0.1, 0.2, 0.3]
+    hand[0, 1, :2, :2] = [[0, -1], [1, 0]]
     camera = np.tile(np.eye(4, dtype=np.float32), (1, 2, 1, 1))
     camera[0, 1, :3, 3] = [1.0, 0.0, 0.0]
-    poses = np.asarray(_camera_poses(config, jnp.asarray(proprio), jnp.asarray(camera)))
+    poses = np.asarray(_camera_poses(config, jnp.asarray(hand), jnp.asarray(camera)))
     np.testing.assert_allclose(poses[0, 0], np.tile(np.eye(4), (2, 1, 1)), atol=1e-6)
     np.testing.assert_allclose(poses[0, 1, 0], camera[0, 1], atol=1e-6)
     np.testing.assert_allclose(poses[0, 1, 1, :3, 3], [0.1, 1.2, 0.3], atol=1e-5)
@@ -275,6 +282,49 @@ def test_two_views_share_one_denoiser(params):
     changed = inputs._replace(rays=inputs.rays.at[:, 1].add(1.0))
     assert v(inputs).shape == latents.shape
     assert np.abs(v(inputs) - v(changed))[:, 0].max() > 1e-4
+
+
+@pytest.mark.parametrize("chosen", [None, 2, 3])
+def test_the_network_chooses_among_the_guesses(chosen):
+    """Zero but for the biases of one guess's shares, and with no variance: every future frame is that guess."""
+    config = dataclasses.replace(SimulatorConfig.libero_debug(), change_variance=1e-6, motion_width=0)
+    params = init_simulator(config, jax.random.key(0))
+    coder = params["autoencoder"]  # 8 orthonormal colours and shapes of a patch, about none of them lost
+    basis = np.linalg.qr(np.random.default_rng(0).normal(size=(coder["shortcut_in"]["kernel"].shape)))[0]
+    coder["shortcut_in"]["kernel"], coder["shortcut_out"]["kernel"] = jnp.asarray(basis), jnp.asarray(basis.T)
+    if chosen is not None:
+        shares = np.zeros((config.autoencoder.downsampling**2, 4), np.float32)
+        shares[:, chosen] = 50.0
+        bias = np.concatenate([np.zeros(config.unet.latent_channels, np.float32), shares.ravel()])
+        params["denoiser"]["unet"]["conv_out"]["bias"] = jnp.asarray(bias)
+    rng = np.random.default_rng(1)
+    history = jnp.asarray(0.3 * rng.normal(size=(1, 2, config.history, *config.latent_size, 8)), jnp.float32)
+    proprio = np.zeros((1, config.frames, 8), np.float32)
+    proprio[0, :, 0] = 0.02 * np.arange(config.frames)
+    proprio = jnp.asarray(proprio)
+    intrinsics = np.array([[60.0, 0, 32], [0, 60, 32], [0, 0, 1]], np.float32)
+    pose = np.diag([1.0, -1, -1, 1]).astype(np.float32)
+    pose[2, 3] = 0.8
+    camera = Camera(*(jnp.tile(leaf, (1, 2, 1, 1)) for leaf in (intrinsics, pose)))
+    actions = np.zeros((1, config.chunk, 7), np.float32)
+
+    @jax.jit
+    def run(params):
+        inputs = chunk_inputs(config, params, history, proprio, actions, camera, STATISTICS, KINEMATICS)
+        prepared = prepare(config, params, inputs, jnp.zeros((1, 2, config.unet.context_width)))
+        last = noise_schedule(config.schedule).alphas_cumprod.shape[0] - 1
+        latents = inputs.image_latents.at[:, :, config.history :].set(rng.normal())
+        v = predict_v(config, params, latents, jnp.full((1, 2), last), prepared)
+        return inputs, -v  # at the last step, pure noise, v is -x0
+
+    inputs, x0 = run(params)
+    guesses = inputs.guesses
+    assert guesses.shape == (1, 2, config.chunk, 4, 64, 64, 3) and config.unet.mask_channels == 8 * 8 * 4
+    first = np.exp(FIRST_GUESS) / (np.exp(FIRST_GUESS) + 3.0)
+    shares = np.eye(4)[chosen] if chosen is not None else np.array([first, *[(1.0 - first) / 3.0] * 3])
+    expected = encode_images(config, params, jnp.einsum("g,bvkghwc->bvkhwc", shares, guesses))
+    np.testing.assert_allclose(x0[:, :, config.history :], expected, atol=1e-4)
+    assert np.abs(np.diff(np.asarray(guesses), axis=3)).max() > 0.1
 
 
 def test_untrained_change_predictor_holds_the_frame():

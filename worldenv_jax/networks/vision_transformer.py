@@ -7,7 +7,8 @@ read; all of that is `ViTConfig`. Only the blocks up to the layer that is read e
 
 Parameters: `patch_embed` is a Dense over flattened patches, kernel [patch * patch * 3, D] in the order (row,
 column, channel), the same map as a convolution of stride `patch_size`. Queries, keys and values are one Dense
-`qkv`, kernel [D, 3 * D] = q, k, v side by side. The leaves under `blocks` carry a leading layer axis.
+`qkv`, kernel [D, 3 * D] = q, k, v side by side. The leaves under `blocks` carry a leading layer axis. Towers that train
+from scratch on little data can cut their patches from the output of a convolutional `stem` (Xiao et al. 2021).
 """
 
 from dataclasses import dataclass
@@ -50,6 +51,7 @@ class ViTConfig:
     norm_eps: float = 1e-6
     output_layer: int = -1  # -1: after the last block, -2: one block earlier, ...
     final_norm: bool = False
+    stem: tuple[int, ...] = ()  # channels of 3 x 3 convolutions of stride 2 that the patches are cut from
     dtype: str = "float32"  # of activations
     remat: bool = False
 
@@ -58,6 +60,10 @@ class ViTConfig:
             raise ValueError(f"output_layer {self.output_layer} is outside [-{self.layers}, -1]")
         if self.activation not in ACTIVATIONS:
             raise ValueError(f"activation {self.activation!r} is not one of {sorted(ACTIVATIONS)}")
+        if self.image_size % 2 ** len(self.stem) or self.patch_size % 2 ** len(self.stem):
+            raise ValueError(
+                f"image_size {self.image_size} and patch_size {self.patch_size} cannot be halved {len(self.stem)} times"
+            )
 
     @property
     def depth(self) -> int:
@@ -173,7 +179,7 @@ class VisionTransformer(nn.Module):
         expected = (config.image_size, config.image_size, 3)
         if images.ndim != 4 or images.shape[1:] != expected:
             raise ValueError(f"vision tower: got images {images.shape}, expected [B, {expected}]: resize them first")
-        patches = self._patches(images)
+        patches = self._patches(self._stem(images))
         x = Dense(config.width, use_bias=config.patch_bias, dtype=config.dtype, name="patch_embed")(patches)
         x = self._embed(x)
         if config.pre_norm:
@@ -185,10 +191,18 @@ class VisionTransformer(nn.Module):
         x, _ = blocks(config, name="blocks")(x, film)
         return _layer_norm(config, "norm")(x) if config.final_norm else x
 
-    def _patches(self, images: Array) -> Array:
-        grid, patch = self.config.grid, self.config.patch_size
-        whole = images[:, : grid * patch, : grid * patch].astype(self.config.dtype)
-        return whole.reshape(-1, grid, patch, grid, patch, 3).swapaxes(2, 3).reshape(-1, grid * grid, patch * patch * 3)
+    def _stem(self, images: Array) -> Array:
+        """Images [B, H, W, 3] at 1 / 2**n of their size after n convolutions."""
+        x = images.astype(self.config.dtype)
+        for i, channels in enumerate(self.config.stem):
+            x = nn.Conv(channels, (3, 3), 2, padding=1, use_bias=False, dtype=x.dtype, name=f"stem{i}")(x)
+            x = nn.gelu(nn.GroupNorm(8, dtype=x.dtype, name=f"stem_norm{i}")(x))
+        return x
+
+    def _patches(self, x: Array) -> Array:
+        grid, patch = self.config.grid, self.config.patch_size // 2 ** len(self.config.stem)
+        whole = x[:, : grid * patch, : grid * patch]
+        return whole.reshape(-1, grid, patch, grid, patch, x.shape[-1]).swapaxes(2, 3).reshape(len(x), grid * grid, -1)
 
     def _embed(self, patches: Array) -> Array:
         """Adds positions and puts class and register tokens in front."""

@@ -123,8 +123,10 @@ class PolicyConfig:
 
     @classmethod
     def libero_cpu(cls, **changes) -> "PolicyConfig":
-        """Two 64 px views; the tabletop's sizes; trains from scratch on a CPU."""
-        return cls.tabletop(**{"views": 2, "text_length": 48} | changes)
+        """Two 64 px views; the tabletop's sizes behind a convolutional stem; trains from scratch on a CPU."""
+        tabletop, stem = cls.tabletop(), (32, 64, 128)
+        towers = {name: dataclasses.replace(getattr(tabletop, name), stem=stem) for name in ("dino", "siglip")}
+        return dataclasses.replace(tabletop, views=2, text_length=48, **towers | changes)
 
     @classmethod
     def libero_small(cls, **changes) -> "PolicyConfig":

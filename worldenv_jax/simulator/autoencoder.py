@@ -6,7 +6,6 @@ Images are float in [-1, 1]; the latents of this file are unscaled (`encode_fram
 
 from dataclasses import dataclass
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
@@ -28,7 +27,8 @@ class AutoencoderConfig:
     patch: int = 1
     # Differs from EVAC: a linear map beside encoder and decoder (as in DC-AE, Chen et al. 2025); learns much sooner.
     shortcut: bool = False
-    # The shortcut starts as the principal components of the frames' patches, everything else at zero.
+    # The shortcut alone, made of the principal components of the frames' patches: no convolutions. See
+    # `principal_components`.
     principal: bool = False
     norm_groups: int = 32
     kl_weight: float = 1e-6
@@ -124,23 +124,28 @@ class Autoencoder(nn.Module):
     config: AutoencoderConfig
 
     def setup(self):
-        self.encoder, self.decoder = _Encoder(self.config), _Decoder(self.config)
-        self.quant = nn.Dense(2 * self.config.latent_channels, dtype=self.config.dtype)
-        self.post_quant = nn.Dense(self.config.latent_channels, dtype=self.config.dtype)
+        if not self.config.principal:
+            self.encoder, self.decoder = _Encoder(self.config), _Decoder(self.config)
+            self.quant = nn.Dense(2 * self.config.latent_channels, dtype=self.config.dtype)
+            self.post_quant = nn.Dense(self.config.latent_channels, dtype=self.config.dtype)
         if self.config.shortcut:
             self.shortcut_in = nn.Dense(self.config.latent_channels, dtype=self.config.dtype)
             self.shortcut_out = nn.Dense(3 * self.config.downsampling**2, dtype=self.config.dtype)
 
     def encode(self, images: Array) -> tuple[Array, Array]:
         """Images to the posterior's mean and log-variance (clipped to [-30, 20]), float32 [N, h, w, c] each."""
-        mean, log_variance = jnp.split(self.quant(self.encoder(images)).astype(jnp.float32), 2, axis=-1)
+        mean, log_variance = 0.0, jnp.float32(-30.0)
+        if not self.config.principal:
+            mean, log_variance = jnp.split(self.quant(self.encoder(images)).astype(jnp.float32), 2, axis=-1)
         if self.config.shortcut:
             mean += self.shortcut_in(space_to_depth(images, self.config.downsampling)).astype(jnp.float32)
-        return mean, jnp.clip(log_variance, -30.0, 20.0)
+        return mean, jnp.broadcast_to(jnp.clip(log_variance, -30.0, 20.0), mean.shape)
 
     def decode(self, latents: Array) -> Array:
         """Latents to images, about [-1, 1], not clipped."""
-        images = self.decoder(self.post_quant(latents)).astype(jnp.float32)
+        images = 0.0
+        if not self.config.principal:
+            images = self.decoder(self.post_quant(latents)).astype(jnp.float32)
         if self.config.shortcut:
             images += depth_to_space(self.shortcut_out(latents).astype(jnp.float32), self.config.downsampling)
         return images
@@ -150,13 +155,13 @@ class Autoencoder(nn.Module):
         return self.decode(self.encode(images)[0])
 
 
-def principal_components(config: AutoencoderConfig, params: Params, frames: Array) -> Params:
+def principal_components(config: AutoencoderConfig, frames: Array) -> Params:
     """Parameters whose latents are the first principal components of patches, the best linear code there is.
 
-    Errors in these latents are errors in pixels. The convolutions add nothing at first; their parameters are kept.
+    Errors in these latents are errors in pixels.
 
     Args:
-        params: random parameters of an `Autoencoder` with a shortcut.
+        config: with `principal`.
         frames: uint8 [N, H, W, 3]; at most 4096 of them, drawn at random, are used.
     """
     rows = np.random.default_rng(0).choice(len(frames), min(len(frames), 4096), replace=False)
@@ -167,18 +172,8 @@ def principal_components(config: AutoencoderConfig, params: Params, frames: Arra
     for part in np.array_split(patches, -(-len(patches) // 65536)):
         covariance += (part - mean).T @ (part - mean)
     components = np.linalg.eigh(covariance)[1][:, ::-1][:, : config.latent_channels]
-    half = config.latent_channels
-    quant = jax.tree.map(jnp.zeros_like, params["quant"])
-    quant["bias"] = quant["bias"].at[half:].set(-10.0)  # posteriors of hardly any width
-    decoder = {**params["decoder"], "conv_out": jax.tree.map(jnp.zeros_like, params["decoder"]["conv_out"])}
     dense = lambda kernel, bias: {"kernel": jnp.asarray(kernel, jnp.float32), "bias": jnp.asarray(bias, jnp.float32)}
-    return {
-        **params,
-        "quant": quant,
-        "decoder": decoder,
-        "shortcut_in": dense(components, -mean @ components),
-        "shortcut_out": dense(components.T, mean),
-    }
+    return {"shortcut_in": dense(components, -mean @ components), "shortcut_out": dense(components.T, mean)}
 
 
 def space_to_depth(x: Array, patch: int) -> Array:

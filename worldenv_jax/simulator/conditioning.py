@@ -21,7 +21,7 @@ from worldenv_jax.simulator.action_maps import (
     scale_intrinsics,
     tool_points,
 )
-from worldenv_jax.simulator.autoencoder import Autoencoder, space_to_depth
+from worldenv_jax.simulator.autoencoder import Autoencoder, depth_to_space, space_to_depth
 from worldenv_jax.simulator.config import SimulatorConfig
 from worldenv_jax.simulator.delta_actions import delta_actions, normalize_deltas
 from worldenv_jax.simulator.image_preprocess import clip_preprocess
@@ -33,21 +33,24 @@ from worldenv_jax.simulator.poses import (
     rigid_transform,
 )
 from worldenv_jax.simulator.proprioception import Kinematics, relative_pose
-from worldenv_jax.simulator.reprojection import reproject
+from worldenv_jax.simulator.reprojection import guess_frames
 from worldenv_jax.simulator.video_unet import Prepared, VideoUNet
 from worldenv_jax.types import Array, Camera, GeometryFn, Params, Statistics
+
+FIRST_GUESS = 4.0  # logit of the first guess, beside zeros
 
 
 class ChunkInputs(NamedTuple):
     """Everything about one chunk that is not noise; T = F + K frames."""
 
-    image_latents: Array  # float [B, V, T, h, w, c]: the history, then its last frame K times (or `_first_guess`)
-    present: Array  # float [B, V, T]: 1 where image_latents is given
+    image_latents: Array  # float [B, V, T, h, w, c]: the history, then its last frame K times (or the first guess)
+    present: Array  # float [B, V, T]: 1 where image_latents (and guesses) are given
     maps: Array  # float [B, V, T, h, w, map channels]; 0 on history frames
     rays: Array  # float [B, V, T, h, w, 6]
     deltas: Array  # float [B, K, 7 * arms], normalised delta actions
     frame_features: Array | None = None  # float [B, T, FRAME_FEATURES] where the configuration has them
     geometry_tokens: Array | None = None  # float [B, V * N, unet.geometry_width] where the configuration has them
+    guesses: Array | None = None  # float [B, V, K, G, H, W, 3] in [-1, 1], with plane_height: `guess_frames`
 
 
 def encode_frames(config: SimulatorConfig, params: Params, frames: Array) -> Array:
@@ -155,16 +158,18 @@ def chunk_inputs(
         camera: of the frame that proprio[:, 0] belongs to; leaves [B, V, ...].
     """
     batch, views, frames = *history.shape[:2], config.frames
-    poses = _camera_poses(config, proprio, camera.pose)
+    quaternion = quaternion_from_axis_angle(proprio[..., 3:6])
+    rotation = matrix_from_quaternion(quaternion)
+    hand = rigid_transform(rotation, proprio[..., :3])
+    poses = _camera_poses(config, hand, camera.pose)
     height, width = config.image_size
     latent_height, latent_width = config.latent_size
     intrinsics = camera.intrinsics[:, :, None]
     latent_intrinsics = scale_intrinsics(intrinsics, latent_height / height, latent_width / width)
     latent_intrinsics = jnp.broadcast_to(latent_intrinsics, (batch, views, frames, 3, 3))
 
-    quaternion = quaternion_from_axis_angle(proprio[..., 3:6])
     opening = gripper_opening(proprio, kinematics)
-    points = tool_points(matrix_from_quaternion(quaternion), proprio[..., :3], config.action_map)
+    points = tool_points(rotation, proprio[..., :3], config.action_map)
     future = slice(config.history, None)
     pixels, depth = project(points[:, None, future], intrinsics, poses[:, :, future])
     opening_of_views = jnp.broadcast_to(opening[:, None, future], (batch, views, config.chunk))
@@ -174,26 +179,20 @@ def chunk_inputs(
     last = slice(config.history - 1, None)
     deltas = delta_actions(proprio[:, last, :3], quaternion[:, last], opening[:, last])
     deltas = normalize_deltas(deltas, jnp.zeros(6), jnp.maximum(jnp.abs(kinematics.gain), 1e-4))
+    image_latents, guesses = repeat_last(history, config.chunk), None
+    if config.plane_height is not None:
+        images = jax.lax.stop_gradient(decode_images(config, params, history))
+        guesses = guess_frames(images, camera.intrinsics, poses, hand, config.hand_views, config.plane_height)
+        image_latents = image_latents.at[:, :, future].set(encode_images(config, params, guesses[:, :, :, 0]))
     return ChunkInputs(
-        image_latents=_first_guess(config, params, history, camera.intrinsics, poses),
+        image_latents=image_latents,
         present=jnp.ones((batch, views, frames)),
         maps=maps,
         rays=ray_maps(latent_intrinsics, poses, latent_height, latent_width),
         deltas=jnp.tile(deltas, config.arms),
         frame_features=_frame_features(config, proprio, actions, statistics, kinematics),
+        guesses=guesses,
     )
-
-
-def _first_guess(config: SimulatorConfig, params: Params, history: Array, intrinsics: Array, poses: Array) -> Array:
-    """History latents [B, V, F, ...] and, for each future frame, the last one; of the hand's cameras reprojected."""
-    guess = repeat_last(history, config.chunk)
-    if config.plane_height is None:
-        return guess
-    views, past, future = jnp.array(config.hand_views), slice(None, config.history), slice(config.history, None)
-    images = decode_images(config, params, history[:, views])
-    moved = poses[:, views]
-    images = reproject(images, intrinsics[:, views], moved[:, :, past], moved[:, :, future], config.plane_height)
-    return guess.at[:, views, future].set(jax.lax.stop_gradient(encode_images(config, params, images)))
 
 
 def gripper_opening(proprio: Array, kinematics: Kinematics) -> Array:
@@ -218,8 +217,10 @@ def prepare(config: SimulatorConfig, params: Params, inputs: ChunkInputs, image_
     """Everything that the denoising steps of one chunk share."""
     present = jnp.broadcast_to(inputs.present[..., None, None, None], (*inputs.rays.shape[:-1], 1))
     condition = [inputs.image_latents, present, inputs.maps, inputs.rays]
-    if config.plane_height is not None:  # what hangs from the hand stays where it was in the hand's camera
-        condition.append(repeat_last(inputs.image_latents[:, :, : config.history], config.chunk) * present)
+    if inputs.guesses is not None:
+        others = jnp.moveaxis(encode_images(config, params, inputs.guesses[:, :, :, 1:]), 3, -2)
+        others = others.reshape(*others.shape[:-2], -1)  # [B, V, K, h, w, (G - 1) c]
+        condition.append(jnp.pad(others, ((0, 0), (0, 0), (config.history, 0), (0, 0), (0, 0), (0, 0))) * present)
     condition = jnp.concatenate(condition, axis=-1)
     batch = len(condition)
     prepared = VideoUNet(config.unet).apply(
@@ -233,14 +234,35 @@ def prepare(config: SimulatorConfig, params: Params, inputs: ChunkInputs, image_
         inputs.geometry_tokens,
         method="prepare",
     )
-    return prepared if config.change_variance is None else prepared._replace(reference=inputs.image_latents)
+    if config.change_variance is None:
+        return prepared
+    return prepared._replace(reference=inputs.image_latents, guesses=inputs.guesses)
 
 
 def predict_v(config: SimulatorConfig, params: Params, latents: Array, t: Array, prepared: Prepared) -> Array:
     """The denoiser's v for latents [B, V, F + K, h, w, c] at the noise steps t [B, V]."""
-    unet = VideoUNet(config.unet)
-    v = unet.apply({"params": params["denoiser"]["unet"]}, latents, t, config.history, prepared)
-    return v if prepared.reference is None else v + guess_v(config, latents, t, prepared.reference)
+    output = VideoUNet(config.unet).apply({"params": params["denoiser"]["unet"]}, latents, t, config.history, prepared)
+    v, reference = output[..., : config.unet.latent_channels], prepared.reference
+    if prepared.guesses is not None:
+        logits = output[:, :, config.history :, ..., config.unet.latent_channels :]
+        future = encode_images(config, params, blend(config, logits, prepared.guesses))
+        reference = jnp.concatenate([reference[:, :, : config.history], future], axis=2)
+    return v if reference is None else v + guess_v(config, latents, t, reference)
+
+
+def blend(config: SimulatorConfig, logits: Array, guesses: Array) -> Array:
+    """Each pixel a mean of its guesses, at first nearly the first one.
+
+    Args:
+        logits: float [B, V, K, h, w, d * d * G] of the guesses' shares.
+        guesses: float [B, V, K, G, H, W, 3].
+
+    Returns: float [B, V, K, H, W, 3].
+    """
+    logits = depth_to_space(logits.reshape(-1, *logits.shape[3:]), config.autoencoder.downsampling)
+    logits = logits.at[..., 0].add(FIRST_GUESS)
+    shares = jax.nn.softmax(logits).reshape(*guesses.shape[:3], *logits.shape[1:])
+    return jnp.einsum("bvkhwg,bvkghwc->bvkhwc", shares, guesses)
 
 
 def guess_v(config: SimulatorConfig, latents: Array, t: Array, reference: Array) -> Array:
@@ -262,13 +284,11 @@ def guess_v(config: SimulatorConfig, latents: Array, t: Array, reference: Array)
     return (a * latents - x0) / s
 
 
-def _camera_poses(config: SimulatorConfig, proprio: Array, pose: Array) -> Array:
-    """Camera to world of every frame, [B, V, T, 4, 4]; the hand's cameras keep their place on the hand."""
-    still = jnp.broadcast_to(pose[:, :, None], (*pose.shape[:2], proprio.shape[1], 4, 4))
+def _camera_poses(config: SimulatorConfig, hand: Array, pose: Array) -> Array:
+    """Camera to world of every frame, [B, V, T, 4, 4]; the hand's cameras keep their place on the hand [B, T, 4, 4]."""
+    still = jnp.broadcast_to(pose[:, :, None], (*pose.shape[:2], hand.shape[1], 4, 4))
     if not config.hand_views:
         return still
-    rotation = matrix_from_quaternion(quaternion_from_axis_angle(proprio[..., 3:6]))
-    hand = rigid_transform(rotation, proprio[..., :3])
     since_start = jnp.einsum("btij,bjk->btik", hand, inverse_transform(hand[:, 0]))
     moved = jnp.einsum("btij,bvjk->bvtik", since_start, pose)
     on_hand = jnp.isin(jnp.arange(pose.shape[1]), jnp.array(config.hand_views))

@@ -8,6 +8,7 @@ from worldenv_jax.networks.vision_transformer import ViTConfig
 from worldenv_jax.simulator.action_maps import ActionMapConfig
 from worldenv_jax.simulator.autoencoder import AutoencoderConfig
 from worldenv_jax.simulator.noise_schedule import ScheduleConfig
+from worldenv_jax.simulator.reprojection import GUESSES
 from worldenv_jax.simulator.video_unet import VideoUNetConfig
 
 # action (7), normalised proprioception (8), motion since the last history frame (6)
@@ -45,8 +46,9 @@ class SimulatorConfig:
     # Differs from EVAC where given: the denoiser corrects a guess made of its input and of the newest known frame, as
     # if frames differed from it by this variance (in scaled latents); see `conditioning.guess_v`. Learns much sooner.
     change_variance: float | None = None
-    # Differs from EVAC where given: future frames of the hand's cameras start from the history as it looks from where
-    # the camera will be, were everything on a plane at this height (m); see `reprojection`.
+    # Differs from EVAC where given: the denoiser sees the history as it would look if everything stood still, on a
+    # plane at this height (m), and if everything moved with the hand; see `reprojection`. With `change_variance` the
+    # guess is a mean of these, its shares predicted pixel by pixel.
     plane_height: float | None = None
     motion_width: int = 0  # of `proprioception.ArmMotion`, which corrects the deterministic step; 0: off
     frame_by_frame: bool = False  # in a roll-out, through the autoencoder: 1 / K of its memory, some time
@@ -65,6 +67,7 @@ class SimulatorConfig:
         expected = {
             "unet.latent_channels": (self.unet.latent_channels, self.autoencoder.latent_channels),
             "unet.condition_channels": (self.unet.condition_channels, self.condition_channels),
+            "unet.mask_channels": (self.unet.mask_channels, self.mask_channels),
             "image_resampler.input_width": (self.image_resampler.input_width, self.image_encoder.width),
             "image_resampler.output_width": (self.image_resampler.output_width, self.unet.context_width),
             "action_resampler.input_width": (self.action_resampler.input_width, 7 * self.arms),
@@ -94,9 +97,15 @@ class SimulatorConfig:
 
     @property
     def condition_channels(self) -> int:
-        """Image latent, mask, action map, ray direction and origin; the last image latent beside a reprojected one."""
-        images = self.autoencoder.latent_channels * (1 if self.plane_height is None else 2)
+        """Image latent (with a plane, one for every guess), mask, action map, ray direction and origin."""
+        images = self.autoencoder.latent_channels * (1 if self.plane_height is None else GUESSES)
         return images + 1 + self.map_channels + 6
+
+    @property
+    def mask_channels(self) -> int:
+        """Every guess's share in every pixel, at latent resolution."""
+        chooses = self.plane_height is not None and self.change_variance is not None
+        return GUESSES * self.autoencoder.downsampling**2 if chooses else 0
 
     @property
     def latent_size(self) -> tuple[int, int]:
@@ -115,23 +124,23 @@ class SimulatorConfig:
     def tabletop(cls) -> "SimulatorConfig":
         """One 64 px view, chunks of 8: minutes on a CPU. The sizes of the shipped tabletop simulator."""
         autoencoder = AutoencoderConfig(64, (1,), 1, 16, 4, norm_groups=8, shortcut=True, kl_weight=1e-5)
-        config = _small(64, 8, autoencoder, 32, (1, 2, 2), (2,), 64)
+        config = _small(64, 8, autoencoder, 32, (1, 2, 2), (2,), 64, change_variance=0.2)
         # The world is deterministic: one step from pure noise, where the loss is that of a regression.
-        return replace(config, ddim_steps=1, change_variance=0.2)
+        return replace(config, ddim_steps=1)
 
     @classmethod
     def libero_debug(cls) -> "SimulatorConfig":
         """Everything that `libero_cpu` has, as small as it gets."""
         autoencoder = AutoencoderConfig(8, (1,), 1, 8, 8, norm_groups=4, shortcut=True, principal=True)
-        return replace(_small(64, 8, autoencoder, 16, (1,), (), 32, 16, wrist=True), ddim_steps=2)
+        return replace(_small(64, 8, autoencoder, 16, (1,), (), 32, 16, 0.2, wrist=True), ddim_steps=2)
 
     @classmethod
     def libero_cpu(cls) -> "SimulatorConfig":
         """64 px, agentview and wrist, chunks of 8: the tabletop's U-Net, linear latents, a corrected arm."""
         # 24 principal components of 4 x 4 patches keep 43 dB of LIBERO's frames.
         autoencoder = AutoencoderConfig(64, (1,), 1, 24, 4, norm_groups=8, shortcut=True, principal=True)
-        config = _small(64, 8, autoencoder, 32, (1, 2, 2), (2,), 64, wrist=True)
-        return replace(config, ddim_steps=1, change_variance=0.2)
+        config = _small(64, 8, autoencoder, 32, (1, 2, 2), (2,), 64, change_variance=0.2, wrist=True)
+        return replace(config, ddim_steps=1)
 
     @classmethod
     def libero_small(cls) -> "SimulatorConfig":
@@ -158,10 +167,11 @@ def _small(
     attention_levels: tuple[int, ...],
     width: int,
     head_dim: int = 32,
+    change_variance: float | None = None,
     wrist: bool = False,
 ) -> SimulatorConfig:
     """A preset that trains from scratch, for one arm; `wrist`: LIBERO's two cameras, the second on the hand."""
-    condition = (2 if wrist else 1) * autoencoder.latent_channels + 1 + 3 * autoencoder.downsampling**2 + 6
+    condition = (GUESSES if wrist else 1) * autoencoder.latent_channels + 1 + 3 * autoencoder.downsampling**2 + 6
     moving = {"views": 2, "hand_views": (1,), "plane_height": 0.03, "motion_width": 96, "max_chunks": 64}
     resampler = ResamplerConfig(16, 7, width, width, 2, width // 32, 32)
     return SimulatorConfig(
@@ -182,6 +192,7 @@ def _small(
             domains=1,
             norm_groups=8,
             frame_features=FRAME_FEATURES,
+            mask_channels=GUESSES * autoencoder.downsampling**2 if wrist and change_variance is not None else 0,
         ),
         image_encoder=ViTConfig(size, 8, width, 2, width // 32, 2 * width),
         image_resampler=replace(resampler, input_width=width),
@@ -192,6 +203,7 @@ def _small(
         domain=0,
         schedule=ScheduleConfig(base_scale=1.0),
         ddim_steps=4,
+        change_variance=change_variance,
         eta=0.0,
         land_on_x0=True,
         condition_dropout=0.0,

@@ -173,6 +173,8 @@ def drop_conditions(config: SimulatorConfig, key: Array, inputs, images: Array):
     gone = no_image[:, None] & is_future
     present = inputs.present * (1.0 - gone)[:, None]
     latents = inputs.image_latents * (1.0 - gone)[:, None, :, None, None, None]
+    if inputs.guesses is not None:
+        inputs = inputs._replace(guesses=keep(no_image, inputs.guesses))
     no_reference = (r >= 1.0) & (r < 3.0)
     if inputs.geometry_tokens is not None:
         inputs = inputs._replace(geometry_tokens=keep(no_reference, inputs.geometry_tokens))

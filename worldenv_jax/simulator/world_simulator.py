@@ -188,6 +188,8 @@ def make_denoiser(
     present = inputs.present * is_history
     image_latents = inputs.image_latents * is_history[:, None, None, None]
     bare = inputs._replace(image_latents=image_latents, present=present)
+    if bare.guesses is not None:
+        bare = bare._replace(guesses=jnp.zeros_like(bare.guesses))
     if bare.geometry_tokens is not None:
         bare = bare._replace(geometry_tokens=jnp.zeros_like(bare.geometry_tokens))
     bare = prepare(config, params, bare, blank_tokens)

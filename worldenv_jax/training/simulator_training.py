@@ -56,7 +56,7 @@ def train_autoencoder(config: ExperimentConfig, workdir: Workdir, episodes: Sequ
     stage, seed = config.autoencoder, config.seed
     params = initial_simulator(config, jax.random.key(seed))
     if config.simulator.autoencoder.principal and not config.pretrained.simulator:
-        params["autoencoder"] = principal_components(config.simulator.autoencoder, params["autoencoder"], frames)
+        params["autoencoder"] = principal_components(config.simulator.autoencoder, frames)
 
     def loss(params: Params, key: Array, batch: Array) -> tuple[Array, dict[str, Array]]:
         return autoencoder_loss(config.simulator, {"autoencoder": params}, key, batch)
