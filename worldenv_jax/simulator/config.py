@@ -57,6 +57,7 @@ class SimulatorConfig:
     condition_dropout: float = 0.1
     history_noise: tuple[int, int] = (3, 20)  # divisors of the history's noise steps, inclusive: larger is cleaner
     sampled_steps_only: bool = False  # Differs from EVAC where True: trains only the noise steps that sampling visits
+    balanced_views: bool = False  # Differs from EVAC where True: every view's errors relative to how much it changes
     reference_quirks: bool = False  # EVAC's published roll-out to the letter; see `pose_rollout`
 
     def __post_init__(self):
@@ -172,7 +173,14 @@ def _small(
 ) -> SimulatorConfig:
     """A preset that trains from scratch, for one arm; `wrist`: LIBERO's two cameras, the second on the hand."""
     condition = (GUESSES if wrist else 1) * autoencoder.latent_channels + 1 + 3 * autoencoder.downsampling**2 + 6
-    moving = {"views": 2, "hand_views": (1,), "plane_height": 0.03, "motion_width": 96, "max_chunks": 64}
+    moving = {
+        "views": 2,
+        "hand_views": (1,),
+        "plane_height": 0.03,
+        "motion_width": 96,
+        "max_chunks": 64,
+        "balanced_views": True,
+    }
     resampler = ResamplerConfig(16, 7, width, width, 2, width // 32, 32)
     return SimulatorConfig(
         image_size=(size, size),
