@@ -19,8 +19,8 @@ from worldenv_jax.simulator import (
     init_simulator,
     make_simulator_fns,
 )
+from worldenv_jax.simulator.blending import FIRST_GUESS
 from worldenv_jax.simulator.conditioning import (
-    FIRST_GUESS,
     chunk_inputs,
     encode_images,
     guess_v,
@@ -296,17 +296,14 @@ def test_two_views_share_one_denoiser(params):
 
 @pytest.mark.parametrize("chosen", [None, 2, 3])
 def test_the_network_chooses_among_the_guesses(chosen):
-    """Zero but for the biases of one guess's shares, and with no variance: every future frame is that guess."""
+    """Zero but for the bias of one guess's share, and with no variance: every future frame is that guess."""
     config = dataclasses.replace(SimulatorConfig.libero_debug(), change_variance=1e-6, motion_width=0)
     params = init_simulator(config, jax.random.key(0))
     coder = params["autoencoder"]  # 8 orthonormal colours and shapes of a patch, about none of them lost
     basis = np.linalg.qr(np.random.default_rng(0).normal(size=(coder["shortcut_in"]["kernel"].shape)))[0]
     coder["shortcut_in"]["kernel"], coder["shortcut_out"]["kernel"] = jnp.asarray(basis), jnp.asarray(basis.T)
     if chosen is not None:
-        shares = np.zeros((config.autoencoder.downsampling**2, 4), np.float32)
-        shares[:, chosen] = 50.0
-        bias = np.concatenate([np.zeros(config.unet.latent_channels, np.float32), shares.ravel()])
-        params["denoiser"]["unet"]["conv_out"]["bias"] = jnp.asarray(bias)
+        params["denoiser"]["blend"]["shares"]["bias"] = 50.0 * jnp.eye(4)[chosen]
     rng = np.random.default_rng(1)
     history = jnp.asarray(0.3 * rng.normal(size=(1, 2, config.history, *config.latent_size, 8)), jnp.float32)
     proprio = np.zeros((1, config.frames, 8), np.float32)
@@ -329,7 +326,7 @@ def test_the_network_chooses_among_the_guesses(chosen):
 
     inputs, x0 = run(params)
     guesses = inputs.guesses
-    assert guesses.shape == (1, 2, config.chunk, 4, 64, 64, 3) and config.unet.mask_channels == 8 * 8 * 4
+    assert guesses.shape == (1, 2, config.chunk, 4, 64, 64, 3)
     first = np.exp(FIRST_GUESS) / (np.exp(FIRST_GUESS) + 3.0)
     shares = np.eye(4)[chosen] if chosen is not None else np.array([first, *[(1.0 - first) / 3.0] * 3])
     expected = encode_images(config, params, jnp.einsum("g,bvkghwc->bvkhwc", shares, guesses))

@@ -21,7 +21,8 @@ from worldenv_jax.simulator.action_maps import (
     scale_intrinsics,
     tool_points,
 )
-from worldenv_jax.simulator.autoencoder import Autoencoder, depth_to_space, space_to_depth
+from worldenv_jax.simulator.autoencoder import Autoencoder, space_to_depth
+from worldenv_jax.simulator.blending import Blend
 from worldenv_jax.simulator.config import SimulatorConfig
 from worldenv_jax.simulator.delta_actions import delta_actions, normalize_deltas
 from worldenv_jax.simulator.image_preprocess import clip_preprocess
@@ -36,8 +37,6 @@ from worldenv_jax.simulator.proprioception import Kinematics, relative_pose
 from worldenv_jax.simulator.reprojection import guess_frames
 from worldenv_jax.simulator.video_unet import Prepared, VideoUNet
 from worldenv_jax.types import Array, Camera, GeometryFn, Params, Statistics
-
-FIRST_GUESS = 4.0  # logit of the first guess, beside zeros
 
 
 class ChunkInputs(NamedTuple):
@@ -241,28 +240,18 @@ def prepare(config: SimulatorConfig, params: Params, inputs: ChunkInputs, image_
 
 def predict_v(config: SimulatorConfig, params: Params, latents: Array, t: Array, prepared: Prepared) -> Array:
     """The denoiser's v for latents [B, V, F + K, h, w, c] at the noise steps t [B, V]."""
-    output = VideoUNet(config.unet).apply({"params": params["denoiser"]["unet"]}, latents, t, config.history, prepared)
+    denoiser = params["denoiser"]
+    output = VideoUNet(config.unet).apply({"params": denoiser["unet"]}, latents, t, config.history, prepared)
     v, reference = output[..., : config.unet.latent_channels], prepared.reference
-    if prepared.guesses is not None:
-        logits = output[:, :, config.history :, ..., config.unet.latent_channels :]
-        future = encode_images(config, params, blend(config, logits, prepared.guesses))
+    if config.blend_width:
+        merge = lambda x: x.reshape(-1, *x.shape[3:])
+        features = output[:, :, config.history :, ..., config.unet.latent_channels :]
+        future = Blend(config.blend_width).apply(
+            {"params": denoiser["blend"]}, merge(features), merge(prepared.guesses)
+        )
+        future = encode_images(config, params, future).reshape(*features.shape[:-1], -1)
         reference = jnp.concatenate([reference[:, :, : config.history], future], axis=2)
     return v if reference is None else v + guess_v(config, latents, t, reference)
-
-
-def blend(config: SimulatorConfig, logits: Array, guesses: Array) -> Array:
-    """Each pixel a mean of its guesses, at first nearly the first one.
-
-    Args:
-        logits: float [B, V, K, h, w, d * d * G] of the guesses' shares.
-        guesses: float [B, V, K, G, H, W, 3].
-
-    Returns: float [B, V, K, H, W, 3].
-    """
-    logits = depth_to_space(logits.reshape(-1, *logits.shape[3:]), config.autoencoder.downsampling)
-    logits = logits.at[..., 0].add(FIRST_GUESS)
-    shares = jax.nn.softmax(logits).reshape(*guesses.shape[:3], *logits.shape[1:])
-    return jnp.einsum("bvkhwg,bvkghwc->bvkhwc", shares, guesses)
 
 
 def guess_v(config: SimulatorConfig, latents: Array, t: Array, reference: Array) -> Array:

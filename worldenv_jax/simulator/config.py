@@ -47,9 +47,9 @@ class SimulatorConfig:
     # if frames differed from it by this variance (in scaled latents); see `conditioning.guess_v`. Learns much sooner.
     change_variance: float | None = None
     # Differs from EVAC where given: the denoiser sees the history as it would look if everything stood still, on a
-    # plane at this height (m), and if everything moved with the hand; see `reprojection`. With `change_variance` the
-    # guess is a mean of these, its shares predicted pixel by pixel.
+    # plane at this height (m), and if everything moved with the hand; see `reprojection`.
     plane_height: float | None = None
+    blend_width: int = 0  # of the network that chooses among these guesses, see `blending`; 0: the first one
     motion_width: int = 0  # of `proprioception.ArmMotion`, which corrects the deterministic step; 0: off
     frame_by_frame: bool = False  # in a roll-out, through the autoencoder: 1 / K of its memory, some time
     land_on_x0: bool = False  # Differs from EVAC where True: the last DDIM step returns x0 without residual noise
@@ -68,7 +68,7 @@ class SimulatorConfig:
         expected = {
             "unet.latent_channels": (self.unet.latent_channels, self.autoencoder.latent_channels),
             "unet.condition_channels": (self.unet.condition_channels, self.condition_channels),
-            "unet.mask_channels": (self.unet.mask_channels, self.mask_channels),
+            "unet.extra_channels": (self.unet.extra_channels, self.blend_width),
             "image_resampler.input_width": (self.image_resampler.input_width, self.image_encoder.width),
             "image_resampler.output_width": (self.image_resampler.output_width, self.unet.context_width),
             "action_resampler.input_width": (self.action_resampler.input_width, 7 * self.arms),
@@ -79,6 +79,8 @@ class SimulatorConfig:
             errors.append(f"unet.frame_features is {self.unet.frame_features}, must be 0 or {FRAME_FEATURES}")
         if self.plane_height is not None and not self.hand_views:
             errors.append("plane_height is given, but no camera moves: hand_views is empty")
+        if self.blend_width and (self.plane_height is None or self.change_variance is None):
+            errors.append("blend_width needs plane_height and change_variance")
         if self.autoencoder.principal and not self.autoencoder.shortcut:
             errors.append("autoencoder.principal needs autoencoder.shortcut")
         if self.history < 2:
@@ -101,12 +103,6 @@ class SimulatorConfig:
         """Image latent (with a plane, one for every guess), mask, action map, ray direction and origin."""
         images = self.autoencoder.latent_channels * (1 if self.plane_height is None else GUESSES)
         return images + 1 + self.map_channels + 6
-
-    @property
-    def mask_channels(self) -> int:
-        """Every guess's share in every pixel, at latent resolution."""
-        chooses = self.plane_height is not None and self.change_variance is not None
-        return GUESSES * self.autoencoder.downsampling**2 if chooses else 0
 
     @property
     def latent_size(self) -> tuple[int, int]:
@@ -133,14 +129,14 @@ class SimulatorConfig:
     def libero_debug(cls) -> "SimulatorConfig":
         """Everything that `libero_cpu` has, as small as it gets."""
         autoencoder = AutoencoderConfig(8, (1,), 1, 8, 8, norm_groups=4, shortcut=True, principal=True)
-        return replace(_small(64, 8, autoencoder, 16, (1,), (), 32, 16, 0.2, wrist=True), ddim_steps=2)
+        return replace(_small(64, 8, autoencoder, 16, (1,), (), 32, 16, 0.2, True, blend_width=8), ddim_steps=2)
 
     @classmethod
     def libero_cpu(cls) -> "SimulatorConfig":
         """64 px, agentview and wrist, chunks of 8: the tabletop's U-Net, linear latents, a corrected arm."""
         # 24 principal components of 4 x 4 patches keep 43 dB of LIBERO's frames.
         autoencoder = AutoencoderConfig(64, (1,), 1, 24, 4, norm_groups=8, shortcut=True, principal=True)
-        config = _small(64, 8, autoencoder, 32, (1, 2, 2), (2,), 64, change_variance=0.2, wrist=True)
+        config = _small(64, 8, autoencoder, 32, (1, 2, 2), (2,), 64, change_variance=0.2, wrist=True, blend_width=16)
         return replace(config, ddim_steps=1)
 
     @classmethod
@@ -170,6 +166,7 @@ def _small(
     head_dim: int = 32,
     change_variance: float | None = None,
     wrist: bool = False,
+    blend_width: int = 0,
 ) -> SimulatorConfig:
     """A preset that trains from scratch, for one arm; `wrist`: LIBERO's two cameras, the second on the hand."""
     condition = (GUESSES if wrist else 1) * autoencoder.latent_channels + 1 + 3 * autoencoder.downsampling**2 + 6
@@ -200,7 +197,7 @@ def _small(
             domains=1,
             norm_groups=8,
             frame_features=FRAME_FEATURES,
-            mask_channels=GUESSES * autoencoder.downsampling**2 if wrist and change_variance is not None else 0,
+            extra_channels=blend_width,
         ),
         image_encoder=ViTConfig(size, 8, width, 2, width // 32, 2 * width),
         image_resampler=replace(resampler, input_width=width),
@@ -212,6 +209,7 @@ def _small(
         schedule=ScheduleConfig(base_scale=1.0),
         ddim_steps=4,
         change_variance=change_variance,
+        blend_width=blend_width,
         eta=0.0,
         land_on_x0=True,
         condition_dropout=0.0,
