@@ -263,7 +263,7 @@ def libero_cpu() -> ExperimentConfig:
         scale_head=_stage(200, 32, 1e-3, trainable=SCALE_HEAD),
         autoencoder=_stage(0, 32, 2e-3),  # principal components
         arm_motion=ARM_MOTION,
-        denoiser=_stage(1800, 4, 1.2e-3, ema_decay=0.998),
+        denoiser=_stage(5000, 4, 1.2e-3, ema_decay=0.998),
         reflector_training=ReflectorStageConfig(
             1200, 16, optimizer=_adam(2e-3, 1200, 0.01, ema_decay=0.995), frames=64
         ),

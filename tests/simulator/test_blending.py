@@ -55,7 +55,8 @@ def test_the_first_guess_stands_at_the_start():
 
 
 def test_choosing_needs_guesses():
+    config = SimulatorConfig.libero_debug()
     with pytest.raises(ValueError, match="blend_width needs plane_height and change_variance"):
-        dataclasses.replace(SimulatorConfig.libero_cpu(), change_variance=None)
-    with pytest.raises(ValueError, match="unet.extra_channels is 16, must be 8"):
-        dataclasses.replace(SimulatorConfig.libero_cpu(), blend_width=8)
+        dataclasses.replace(config, change_variance=None)
+    with pytest.raises(ValueError, match="unet.extra_channels is 8, must be 16"):
+        dataclasses.replace(config, blend_width=16)

@@ -27,7 +27,7 @@ from worldenv_jax.simulator.conditioning import (
     predict_v,
     prepare,
 )
-from worldenv_jax.simulator.losses import _view_shares, drop_conditions
+from worldenv_jax.simulator.losses import drop_conditions
 from worldenv_jax.simulator.noise_schedule import noise_schedule
 from worldenv_jax.simulator.world_simulator import ChunkInputs
 from worldenv_jax.types import Camera, Starts, Statistics, Text
@@ -246,16 +246,6 @@ def test_condition_dropout_drops_what_the_reference_drops():
     np.testing.assert_array_equal(dropped.present[:, 0, -1] == 0, no_image)
     np.testing.assert_array_equal(dropped.image_latents[:, 0, -1, 0, 0, 0] == 0, no_image)
     assert (dropped.present[:, 0, : CONFIG.history] == 1).all()
-
-
-def test_views_count_by_what_they_change():
-    """Mean squares of 0.01 and 0.04: a view counts four times the other; frames that do not exist say nothing."""
-    change = np.zeros((2, 2, 5, 1, 1, 1), np.float32)
-    change[:, 0, 2:], change[:, 1, 2:] = 0.1, 0.2
-    change[:, :, :2] = 7.0  # the history
-    weight = np.ones((2, 2, 3), np.float32)
-    change[1, 1, -1], weight[1, :, -1] = 9.0, 0.0
-    np.testing.assert_allclose(_view_shares(jnp.asarray(change), jnp.asarray(weight)), [1.6, 0.4], rtol=1e-5)
 
 
 def test_hand_camera_moves_with_the_hand():

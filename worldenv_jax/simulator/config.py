@@ -57,7 +57,6 @@ class SimulatorConfig:
     condition_dropout: float = 0.1
     history_noise: tuple[int, int] = (3, 20)  # divisors of the history's noise steps, inclusive: larger is cleaner
     sampled_steps_only: bool = False  # Differs from EVAC where True: trains only the noise steps that sampling visits
-    balanced_views: bool = False  # Differs from EVAC where True: every view's errors relative to how much it changes
     reference_quirks: bool = False  # EVAC's published roll-out to the letter; see `pose_rollout`
 
     def __post_init__(self):
@@ -127,7 +126,7 @@ class SimulatorConfig:
 
     @classmethod
     def libero_debug(cls) -> "SimulatorConfig":
-        """Everything that `libero_cpu` has, as small as it gets."""
+        """Everything that `libero_cpu` has, and `blend_width`, as small as it gets."""
         autoencoder = AutoencoderConfig(8, (1,), 1, 8, 8, norm_groups=4, shortcut=True, principal=True)
         return replace(_small(64, 8, autoencoder, 16, (1,), (), 32, 16, 0.2, True, blend_width=8), ddim_steps=2)
 
@@ -136,7 +135,7 @@ class SimulatorConfig:
         """64 px, agentview and wrist, chunks of 8: the tabletop's U-Net, linear latents, a corrected arm."""
         # 24 principal components of 4 x 4 patches keep 43 dB of LIBERO's frames.
         autoencoder = AutoencoderConfig(64, (1,), 1, 24, 4, norm_groups=8, shortcut=True, principal=True)
-        config = _small(64, 8, autoencoder, 32, (1, 2, 2), (2,), 64, change_variance=0.2, wrist=True, blend_width=16)
+        config = _small(64, 8, autoencoder, 32, (1, 2, 2), (2,), 64, change_variance=0.2, wrist=True)
         return replace(config, ddim_steps=1)
 
     @classmethod
@@ -176,7 +175,6 @@ def _small(
         "plane_height": 0.03,
         "motion_width": 96,
         "max_chunks": 64,
-        "balanced_views": True,
     }
     resampler = ResamplerConfig(16, 7, width, width, 2, width // 32, 32)
     return SimulatorConfig(

@@ -85,8 +85,7 @@ def denoising_loss(
 
     `geometry`: as in `make_simulator_fns`.
 
-    Returns: the loss, and {"v_error", "x0_error"}: means over the same frames, the latter in scaled latents. The loss
-        is v_error, or with config.balanced_views a mean with the views' shares.
+    Returns: the loss, and {"v_error", "x0_error"} (the latter over the same frames, in scaled latents).
     """
     keys = iter(jax.random.split(key, 8))
     _check_batch(config, batch)
@@ -104,8 +103,6 @@ def denoising_loss(
     )
     proprio = jnp.concatenate([batch.proprio, future], axis=1)
     inputs = chunk_inputs(config, params, history, proprio, batch.actions, batch.camera, statistics, kinematics)
-    weight = jnp.broadcast_to(batch.mask[:, None], (count, views, config.chunk)).astype(jnp.float32)
-    share = _view_shares(clean - inputs.image_latents, weight) if config.balanced_views else jnp.ones(views)
     images = batch.first_images.astype(jnp.float32) / 127.5 - 1.0
     inputs = inputs._replace(geometry_tokens=encode_geometry_tokens(config, params, geometry, images))
     if config.condition_dropout:
@@ -116,23 +113,9 @@ def denoising_loss(
     noise = jax.random.normal(next(keys), clean.shape)
     x0 = jnp.concatenate([history, clean[:, :, config.history :]], axis=2)
     error, x0_error = v_error(config, params, x0, noise, t, prepared)
-    mean = lambda x: jnp.sum(x * weight) / jnp.maximum(jnp.sum(weight), 1.0)
-    return mean(error * share[:, None]), {"v_error": mean(error), "x0_error": mean(x0_error)}
-
-
-def _view_shares(change: Array, weight: Array) -> Array:
-    """How much a view's errors count, [V], one on average: as 1 / its mean squared `change` from the first guess.
-
-    A wrist camera's picture changes five times as much as a standing camera's and would be most of what is learned.
-
-    Args:
-        change: float [B, V, F + K, h, w, c].
-        weight: float [B, V, K], 0 on frames that do not exist.
-    """
-    squared = jnp.square(change[:, :, -weight.shape[2] :]).mean((-3, -2, -1))
-    size = jnp.sum(squared * weight, axis=(0, 2)) / jnp.maximum(jnp.sum(weight, axis=(0, 2)), 1.0)
-    inverse = 1.0 / jnp.maximum(size, 1e-4)
-    return jax.lax.stop_gradient(inverse / inverse.mean())
+    weight = jnp.broadcast_to(batch.mask[:, None], error.shape).astype(jnp.float32)
+    loss, x0_error = (jnp.sum(e * weight) / jnp.maximum(jnp.sum(weight), 1.0) for e in (error, x0_error))
+    return loss, {"v_error": loss, "x0_error": x0_error}
 
 
 def v_error(
