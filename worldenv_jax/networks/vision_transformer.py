@@ -51,7 +51,8 @@ class ViTConfig:
     norm_eps: float = 1e-6
     output_layer: int = -1  # -1: after the last block, -2: one block earlier, ...
     final_norm: bool = False
-    stem: tuple[int, ...] = ()  # channels of 3 x 3 convolutions of stride 2 that the patches are cut from
+    # Differs from the published towers where given: channels of 3 x 3 convolutions of stride 2 ahead of the patches.
+    stem: tuple[int, ...] = ()
     dtype: str = "float32"  # of activations
     remat: bool = False
 

@@ -182,7 +182,9 @@ def chunk_inputs(
     if config.plane_height is not None:
         images = jax.lax.stop_gradient(decode_images(config, params, history))
         guesses = guess_frames(images, camera.intrinsics, poses, hand, config.hand_views, config.plane_height)
-        image_latents = image_latents.at[:, :, future].set(encode_images(config, params, guesses[:, :, :, 0]))
+        on_hand = jnp.array(config.hand_views)  # the others' latents are known, and would lose by another encoding
+        first = encode_images(config, params, guesses[:, on_hand][:, :, :, 0])
+        image_latents = image_latents.at[:, on_hand, future].set(first)
     return ChunkInputs(
         image_latents=image_latents,
         present=jnp.ones((batch, views, frames)),

@@ -49,7 +49,6 @@ class SimulatorConfig:
     # Differs from EVAC where given: the denoiser sees the history as it would look if everything stood still, on a
     # plane at this height (m), and if everything moved with the hand; see `reprojection`.
     plane_height: float | None = None
-    blend_width: int = 0  # of the network that chooses among these guesses, see `blending`; 0: the first one
     motion_width: int = 0  # of `proprioception.ArmMotion`, which corrects the deterministic step; 0: off
     frame_by_frame: bool = False  # in a roll-out, through the autoencoder: 1 / K of its memory, some time
     land_on_x0: bool = False  # Differs from EVAC where True: the last DDIM step returns x0 without residual noise
@@ -67,7 +66,6 @@ class SimulatorConfig:
         expected = {
             "unet.latent_channels": (self.unet.latent_channels, self.autoencoder.latent_channels),
             "unet.condition_channels": (self.unet.condition_channels, self.condition_channels),
-            "unet.extra_channels": (self.unet.extra_channels, self.blend_width),
             "image_resampler.input_width": (self.image_resampler.input_width, self.image_encoder.width),
             "image_resampler.output_width": (self.image_resampler.output_width, self.unet.context_width),
             "action_resampler.input_width": (self.action_resampler.input_width, 7 * self.arms),
@@ -79,7 +77,7 @@ class SimulatorConfig:
         if self.plane_height is not None and not self.hand_views:
             errors.append("plane_height is given, but no camera moves: hand_views is empty")
         if self.blend_width and (self.plane_height is None or self.change_variance is None):
-            errors.append("blend_width needs plane_height and change_variance")
+            errors.append("unet.blend_width needs plane_height and change_variance")
         if self.autoencoder.principal and not self.autoencoder.shortcut:
             errors.append("autoencoder.principal needs autoencoder.shortcut")
         if self.history < 2:
@@ -104,6 +102,11 @@ class SimulatorConfig:
         return images + 1 + self.map_channels + 6
 
     @property
+    def blend_width(self) -> int:
+        """Of the network that chooses among the guesses; 0: none, the first guess stands."""
+        return self.unet.blend_width
+
+    @property
     def latent_size(self) -> tuple[int, int]:
         """Height and width of the latents."""
         height, width = self.image_size
@@ -126,7 +129,7 @@ class SimulatorConfig:
 
     @classmethod
     def libero_debug(cls) -> "SimulatorConfig":
-        """Everything that `libero_cpu` has, and `blend_width`, as small as it gets."""
+        """Everything that `libero_cpu` has, and `unet.blend_width`, as small as it gets."""
         autoencoder = AutoencoderConfig(8, (1,), 1, 8, 8, norm_groups=4, shortcut=True, principal=True)
         return replace(_small(64, 8, autoencoder, 16, (1,), (), 32, 16, 0.2, True, blend_width=8), ddim_steps=2)
 
@@ -195,7 +198,7 @@ def _small(
             domains=1,
             norm_groups=8,
             frame_features=FRAME_FEATURES,
-            extra_channels=blend_width,
+            blend_width=blend_width,
         ),
         image_encoder=ViTConfig(size, 8, width, 2, width // 32, 2 * width),
         image_resampler=replace(resampler, input_width=width),
@@ -207,7 +210,6 @@ def _small(
         schedule=ScheduleConfig(base_scale=1.0),
         ddim_steps=4,
         change_variance=change_variance,
-        blend_width=blend_width,
         eta=0.0,
         land_on_x0=True,
         condition_dropout=0.0,

@@ -53,7 +53,7 @@ class VideoUNetConfig:
     # stand beside them, and one more cross-attention after every spatial transformer, so at each resolution that has
     # attention, reads both. Its output starts at zero: switched on, a trained model is the same function as before.
     geometry_width: int = 0
-    extra_channels: int = 0  # Differs from EVAC: outputs beside v, for `blending`
+    blend_width: int = 0  # Differs from EVAC: channels beside v that `blending` chooses by, and its width. 0: none
     dtype: str = "float32"
     remat: bool = False
 
@@ -192,7 +192,7 @@ class VideoUNet(nn.Module):
         self.middle = block(config, layout.middle)
         self.up = [block(config, stage, name=stage.name) for stage in layout.up]
         self.norm_out = GroupNorm(config.norm_groups, 1e-5, 3, config.dtype)
-        self.conv_out = conv3x3(config.latent_channels + config.extra_channels, config.dtype, zero=True)
+        self.conv_out = conv3x3(config.latent_channels + config.blend_width, config.dtype, zero=True)
 
     def prepare(
         self,
@@ -240,7 +240,7 @@ class VideoUNet(nn.Module):
 
         Args:
             t: int [B, V], the noise step of the future frames (history frames have 0).
-        Returns: float32 [B, V, T, h, w, c + extra channels].
+        Returns: float32 [B, V, T, h, w, c + blend width].
         """
         config = self.config
         frames = latents.shape[2]
