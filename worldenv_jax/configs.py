@@ -123,6 +123,7 @@ class ExperimentConfig:
     scale_head: StageConfig = StageConfig()
     autoencoder: StageConfig = StageConfig()
     arm_motion: StageConfig = StageConfig()  # only with simulator.motion_width
+    compositor: StageConfig = StageConfig()  # only with simulator.compositor_width
     denoiser: StageConfig = StageConfig()
     reflector_training: ReflectorStageConfig = ReflectorStageConfig()
     rollout: RolloutConfig = RolloutConfig()
@@ -239,6 +240,7 @@ def libero_debug() -> ExperimentConfig:
         simulator=SimulatorConfig.libero_debug(),
         reflector=ReflectorConfig.libero_cpu(),
         arm_motion=base.denoiser,
+        compositor=base.denoiser,
         reflector_training=ReflectorStageConfig(4, 2, 1, 4, _adam(1e-3, 4)),
         rollout=RolloutConfig(num_chunks=4, samples=2),
     )
@@ -263,7 +265,8 @@ def libero_cpu() -> ExperimentConfig:
         scale_head=_stage(200, 32, 1e-3, trainable=SCALE_HEAD),
         autoencoder=_stage(0, 32, 2e-3),  # principal components
         arm_motion=ARM_MOTION,
-        denoiser=_stage(5000, 4, 1.2e-3, ema_decay=0.998),
+        compositor=_stage(1800, 8, 2e-3),
+        denoiser=_stage(1500, 4, 1.2e-3, ema_decay=0.998),
         reflector_training=ReflectorStageConfig(
             1200, 16, optimizer=_adam(2e-3, 1200, 0.01, ema_decay=0.995), frames=64
         ),
@@ -285,6 +288,7 @@ def libero_small() -> ExperimentConfig:
         scale_head=_stage(500, 32, 1e-3, trainable=SCALE_HEAD),
         autoencoder=_stage(6000, 16, 1e-3),
         arm_motion=ARM_MOTION,
+        compositor=_stage(6000, 8, 1e-3),
         denoiser=_stage(20_000, 8, 5e-4, ema_decay=0.999),
         reflector_training=ReflectorStageConfig(2000, 8, optimizer=_adam(5e-4, 2000, 0.01)),
         rollout=RolloutConfig(num_chunks=OBJECT_CHUNKS),

@@ -19,9 +19,10 @@ from worldenv_jax.simulator import (
     init_simulator,
     make_simulator_fns,
 )
-from worldenv_jax.simulator.blending import FIRST_GUESS
 from worldenv_jax.simulator.conditioning import (
+    camera_poses,
     chunk_inputs,
+    decode_images,
     encode_images,
     guess_v,
     predict_v,
@@ -29,6 +30,8 @@ from worldenv_jax.simulator.conditioning import (
 )
 from worldenv_jax.simulator.losses import drop_conditions
 from worldenv_jax.simulator.noise_schedule import noise_schedule
+from worldenv_jax.simulator.poses import hand_poses
+from worldenv_jax.simulator.reprojection import guess_frames
 from worldenv_jax.simulator.world_simulator import ChunkInputs
 from worldenv_jax.types import Camera, Starts, Statistics, Text
 
@@ -249,15 +252,13 @@ def test_condition_dropout_drops_what_the_reference_drops():
 
 
 def test_hand_camera_moves_with_the_hand():
-    from worldenv_jax.simulator.conditioning import _camera_poses
-
     config = dataclasses.replace(CONFIG, views=2, hand_views=(1,))
     hand = np.tile(np.eye(4, dtype=np.float32), (1, 2, 1, 1))
     hand[0, 1, :3, 3] = [0.1, 0.2, 0.3]
     hand[0, 1, :2, :2] = [[0, -1], [1, 0]]
     camera = np.tile(np.eye(4, dtype=np.float32), (1, 2, 1, 1))
     camera[0, 1, :3, 3] = [1.0, 0.0, 0.0]
-    poses = np.asarray(_camera_poses(config, jnp.asarray(hand), jnp.asarray(camera)))
+    poses = np.asarray(camera_poses(config, jnp.asarray(hand), jnp.asarray(camera)))
     np.testing.assert_allclose(poses[0, 0], np.tile(np.eye(4), (2, 1, 1)), atol=1e-6)
     np.testing.assert_allclose(poses[0, 1, 0], camera[0, 1], atol=1e-6)
     np.testing.assert_allclose(poses[0, 1, 1, :3, 3], [0.1, 1.2, 0.3], atol=1e-5)
@@ -284,20 +285,25 @@ def test_two_views_share_one_denoiser(params):
     assert np.abs(v(inputs) - v(changed))[:, 0].max() > 1e-4
 
 
-@pytest.mark.parametrize("chosen", [None, 2, 3])
-def test_the_network_chooses_among_the_guesses(chosen):
-    """Zero but for the bias of one guess's share, and with no variance: every future frame is that guess."""
+@pytest.mark.parametrize("guess", [0, 3, 4])
+def test_the_first_picture_is_what_the_denoiser_corrects(guess):
+    """A compositor that always takes one guess, or (4) its own picture, all grey; a denoiser that changes nothing.
+
+    A transparent drawing: guess 0 is the oldest frame of the standing camera.
+    """
     config = dataclasses.replace(SimulatorConfig.libero_debug(), change_variance=1e-6, motion_width=0)
     params = init_simulator(config, jax.random.key(0))
     coder = params["autoencoder"]  # 8 orthonormal colours and shapes of a patch, about none of them lost
     basis = np.linalg.qr(np.random.default_rng(0).normal(size=(coder["shortcut_in"]["kernel"].shape)))[0]
     coder["shortcut_in"]["kernel"], coder["shortcut_out"]["kernel"] = jnp.asarray(basis), jnp.asarray(basis.T)
-    if chosen is not None:
-        params["denoiser"]["blend"]["shares"]["bias"] = 50.0 * jnp.eye(4)[chosen]
+    for name, chosen in (("drawing", [-50.0]), ("choice", 50.0 * jnp.eye(5)[guess])):
+        pixels = params["compositor"][name]["trunk"]["pixels"]
+        pixels["kernel"] = jnp.zeros_like(pixels["kernel"])
+        pixels["bias"] = jnp.tile(jnp.concatenate([jnp.zeros(3), jnp.asarray(chosen)]), 16)
     rng = np.random.default_rng(1)
     history = jnp.asarray(0.3 * rng.normal(size=(1, 2, config.history, *config.latent_size, 8)), jnp.float32)
     proprio = np.zeros((1, config.frames, 8), np.float32)
-    proprio[0, :, 0] = 0.02 * np.arange(config.frames)
+    proprio[0, :, 0] = 0.017 * np.arange(config.frames)
     proprio = jnp.asarray(proprio)
     intrinsics = np.array([[60.0, 0, 32], [0, 60, 32], [0, 0, 1]], np.float32)
     pose = np.diag([1.0, -1, -1, 1]).astype(np.float32)
@@ -311,17 +317,16 @@ def test_the_network_chooses_among_the_guesses(chosen):
         prepared = prepare(config, params, inputs, jnp.zeros((1, 2, config.unet.context_width)))
         last = noise_schedule(config.schedule).alphas_cumprod.shape[0] - 1
         latents = inputs.image_latents.at[:, :, config.history :].set(rng.normal())
-        v = predict_v(config, params, latents, jnp.full((1, 2), last), prepared)
-        return inputs, -v  # at the last step, pure noise, v is -x0
+        return -predict_v(config, params, latents, jnp.full((1, 2), last), prepared)  # pure noise: v is -x0
 
-    inputs, x0 = run(params)
-    guesses = inputs.guesses
-    assert guesses.shape == (1, 2, config.chunk, 4, 64, 64, 3)
-    first = np.exp(FIRST_GUESS) / (np.exp(FIRST_GUESS) + 3.0)
-    shares = np.eye(4)[chosen] if chosen is not None else np.array([first, *[(1.0 - first) / 3.0] * 3])
-    expected = encode_images(config, params, jnp.einsum("g,bvkghwc->bvkhwc", shares, guesses))
-    np.testing.assert_allclose(x0[:, :, config.history :], expected, atol=1e-4)
-    assert np.abs(np.diff(np.asarray(guesses), axis=3)).max() > 0.1
+    hand = hand_poses(proprio)
+    poses = camera_poses(config, hand, camera.pose)
+    images = decode_images(config, params, history)
+    guesses = guess_frames(images, camera.intrinsics, poses, hand, (1,), config.plane_height)
+    guesses = guesses.at[:, 0, :, :2].set(guesses[:, 0, :, 1::-1])
+    picture = guesses[:, :, :, guess] if guess < 4 else jnp.zeros_like(guesses[:, :, :, 0])
+    expected = encode_images(config, params, picture)
+    np.testing.assert_allclose(run(params)[:, :, config.history :], expected, atol=1e-4)
 
 
 def test_untrained_change_predictor_holds_the_frame():

@@ -51,9 +51,13 @@ def test_every_part_is_trained_in_turn(tmp_path):
 
     with_arm = training.train_arm_motion(CONFIG, workdir, episodes, KINEMATICS, params)
     assert any(leaf.any() for leaf in jax.tree.leaves(with_arm["arm_motion"]["out"]))  # starts at zero
-    before = jax.tree.map(np.asarray, with_arm)  # training may reuse the memory of what it starts from
-    trained = training.train_denoiser(CONFIG, workdir, with_arm, episodes, STATISTICS, KINEMATICS)
-    for name in ("autoencoder", "arm_motion"):
+    untrained = jax.tree.map(np.asarray, with_arm)  # training may reuse the memory of what it starts from
+    with_pictures = training.train_compositor(CONFIG, workdir, with_arm, episodes, STATISTICS, KINEMATICS)
+    before = jax.tree.map(np.asarray, with_pictures)
+    bias = lambda tree: tree["compositor"]["drawing"]["trunk"]["pixels"]["bias"]
+    assert np.any(bias(before) != bias(untrained))
+    trained = training.train_denoiser(CONFIG, workdir, with_pictures, episodes, STATISTICS, KINEMATICS)
+    for name in ("autoencoder", "arm_motion", "compositor"):
         jax.tree.map(np.testing.assert_array_equal, trained[name], before[name])
     kernel = lambda tree: np.asarray(tree["denoiser"]["unet"]["conv_out"]["kernel"])
     assert np.any(kernel(trained) != kernel(before))

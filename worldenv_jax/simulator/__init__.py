@@ -6,8 +6,10 @@ from worldenv_jax.simulator.conditioning import decode_latents, encode_frames
 from worldenv_jax.simulator.config import SimulatorConfig
 from worldenv_jax.simulator.input_checks import check_actions, check_episode, check_starts
 from worldenv_jax.simulator.losses import (
+    CHAIN,
     SimulatorBatch,
     autoencoder_loss,
+    compositor_loss,
     denoising_loss,
     measure_latent_scale,
 )
@@ -28,6 +30,7 @@ from worldenv_jax.simulator.world_simulator import (
 )
 
 __all__ = [
+    "CHAIN",
     "Kinematics",
     "MotionBatch",
     "SimulatorBatch",
@@ -39,6 +42,7 @@ __all__ = [
     "check_actions",
     "check_episode",
     "check_starts",
+    "compositor_loss",
     "decode_latents",
     "denoising_loss",
     "encode_frames",

@@ -22,19 +22,17 @@ from worldenv_jax.simulator.action_maps import (
     tool_points,
 )
 from worldenv_jax.simulator.autoencoder import Autoencoder, space_to_depth
-from worldenv_jax.simulator.blending import Blend
+from worldenv_jax.simulator.compositing import compose
 from worldenv_jax.simulator.config import SimulatorConfig
 from worldenv_jax.simulator.delta_actions import delta_actions, normalize_deltas
 from worldenv_jax.simulator.image_preprocess import clip_preprocess
 from worldenv_jax.simulator.noise_schedule import noise_schedule
 from worldenv_jax.simulator.poses import (
+    hand_poses,
     inverse_transform,
-    matrix_from_quaternion,
     quaternion_from_axis_angle,
-    rigid_transform,
 )
 from worldenv_jax.simulator.proprioception import Kinematics, relative_pose
-from worldenv_jax.simulator.reprojection import guess_frames
 from worldenv_jax.simulator.video_unet import Prepared, VideoUNet
 from worldenv_jax.types import Array, Camera, GeometryFn, Params, Statistics
 
@@ -42,14 +40,13 @@ from worldenv_jax.types import Array, Camera, GeometryFn, Params, Statistics
 class ChunkInputs(NamedTuple):
     """Everything about one chunk that is not noise; T = F + K frames."""
 
-    image_latents: Array  # float [B, V, T, h, w, c]: the history, then its last frame K times (or the first guess)
-    present: Array  # float [B, V, T]: 1 where image_latents (and guesses) are given
+    image_latents: Array  # float [B, V, T, h, w, c]: the history, then its last frame K times (or first pictures)
+    present: Array  # float [B, V, T]: 1 where image_latents are given
     maps: Array  # float [B, V, T, h, w, map channels]; 0 on history frames
     rays: Array  # float [B, V, T, h, w, 6]
     deltas: Array  # float [B, K, 7 * arms], normalised delta actions
     frame_features: Array | None = None  # float [B, T, FRAME_FEATURES] where the configuration has them
     geometry_tokens: Array | None = None  # float [B, V * N, unet.geometry_width] where the configuration has them
-    guesses: Array | None = None  # float [B, V, K, G, H, W, 3] in [-1, 1], with plane_height: `guess_frames`
 
 
 def encode_frames(config: SimulatorConfig, params: Params, frames: Array) -> Array:
@@ -158,9 +155,8 @@ def chunk_inputs(
     """
     batch, views, frames = *history.shape[:2], config.frames
     quaternion = quaternion_from_axis_angle(proprio[..., 3:6])
-    rotation = matrix_from_quaternion(quaternion)
-    hand = rigid_transform(rotation, proprio[..., :3])
-    poses = _camera_poses(config, hand, camera.pose)
+    hand = hand_poses(proprio)
+    rotation, poses = hand[..., :3, :3], camera_poses(config, hand, camera.pose)
     height, width = config.image_size
     latent_height, latent_width = config.latent_size
     intrinsics = camera.intrinsics[:, :, None]
@@ -178,13 +174,11 @@ def chunk_inputs(
     last = slice(config.history - 1, None)
     deltas = delta_actions(proprio[:, last, :3], quaternion[:, last], opening[:, last])
     deltas = normalize_deltas(deltas, jnp.zeros(6), jnp.maximum(jnp.abs(kinematics.gain), 1e-4))
-    image_latents, guesses = repeat_last(history, config.chunk), None
-    if config.plane_height is not None:
+    image_latents = repeat_last(history, config.chunk)
+    if config.compositor_width:
         images = jax.lax.stop_gradient(decode_images(config, params, history))
-        guesses = guess_frames(images, camera.intrinsics, poses, hand, config.hand_views, config.plane_height)
-        on_hand = jnp.array(config.hand_views)  # the others' latents are known, and would lose by another encoding
-        first = encode_images(config, params, guesses[:, on_hand][:, :, :, 0])
-        image_latents = image_latents.at[:, on_hand, future].set(first)
+        first, _ = compose_pictures(config, params, images, proprio, camera, kinematics)
+        image_latents = image_latents.at[:, :, future].set(encode_images(config, params, first))
     return ChunkInputs(
         image_latents=image_latents,
         present=jnp.ones((batch, views, frames)),
@@ -192,8 +186,32 @@ def chunk_inputs(
         rays=ray_maps(latent_intrinsics, poses, latent_height, latent_width),
         deltas=jnp.tile(deltas, config.arms),
         frame_features=_frame_features(config, proprio, actions, statistics, kinematics),
-        guesses=guesses,
     )
+
+
+def camera_poses(config: SimulatorConfig, hand: Array, pose: Array) -> Array:
+    """Camera to world of every frame, [B, V, T, 4, 4]; the hand's cameras keep their place on the hand [B, T, 4, 4]."""
+    still = jnp.broadcast_to(pose[:, :, None], (*pose.shape[:2], hand.shape[1], 4, 4))
+    if not config.hand_views:
+        return still
+    since_start = jnp.einsum("btij,bjk->btik", hand, inverse_transform(hand[:, 0]))
+    moved = jnp.einsum("btij,bvjk->bvtik", since_start, pose)
+    on_hand = jnp.isin(jnp.arange(pose.shape[1]), jnp.array(config.hand_views))
+    return jnp.where(on_hand[:, None, None, None], moved, still)
+
+
+def compose_pictures(
+    config: SimulatorConfig, params: Params, images: Array, proprio: Array, camera: Camera, kinematics: Kinematics
+) -> tuple[Array, Array]:
+    """First pictures of the frames after images float [B, V, F, H, W, 3] in [-1, 1]; see `compose`.
+
+    Args:
+        proprio: float32 [B, F + K, 8], of known and future frames.
+        camera: of the frame that proprio[:, 0] belongs to; leaves [B, V, ...].
+    """
+    poses = camera_poses(config, hand_poses(proprio), camera.pose)
+    geometry = camera.intrinsics, poses, proprio, kinematics, config.hand_views, config.plane_height
+    return compose(params["compositor"], images, *geometry)
 
 
 def gripper_opening(proprio: Array, kinematics: Kinematics) -> Array:
@@ -217,12 +235,7 @@ def embed_maps(config: SimulatorConfig, params: Params, drawn: Array) -> Array:
 def prepare(config: SimulatorConfig, params: Params, inputs: ChunkInputs, image_tokens: Array) -> Prepared:
     """Everything that the denoising steps of one chunk share."""
     present = jnp.broadcast_to(inputs.present[..., None, None, None], (*inputs.rays.shape[:-1], 1))
-    condition = [inputs.image_latents, present, inputs.maps, inputs.rays]
-    if inputs.guesses is not None:
-        others = jnp.moveaxis(encode_images(config, params, inputs.guesses[:, :, :, 1:]), 3, -2)
-        others = others.reshape(*others.shape[:-2], -1)  # [B, V, K, h, w, (G - 1) c]
-        condition.append(jnp.pad(others, ((0, 0), (0, 0), (config.history, 0), (0, 0), (0, 0), (0, 0))) * present)
-    condition = jnp.concatenate(condition, axis=-1)
+    condition = jnp.concatenate([inputs.image_latents, present, inputs.maps, inputs.rays], axis=-1)
     batch = len(condition)
     prepared = VideoUNet(config.unet).apply(
         {"params": params["denoiser"]["unet"]},
@@ -237,22 +250,13 @@ def prepare(config: SimulatorConfig, params: Params, inputs: ChunkInputs, image_
     )
     if config.change_variance is None:
         return prepared
-    return prepared._replace(reference=inputs.image_latents, guesses=inputs.guesses)
+    return prepared._replace(reference=inputs.image_latents)
 
 
 def predict_v(config: SimulatorConfig, params: Params, latents: Array, t: Array, prepared: Prepared) -> Array:
     """The denoiser's v for latents [B, V, F + K, h, w, c] at the noise steps t [B, V]."""
-    denoiser = params["denoiser"]
-    output = VideoUNet(config.unet).apply({"params": denoiser["unet"]}, latents, t, config.history, prepared)
-    v, reference = output[..., : config.unet.latent_channels], prepared.reference
-    if config.blend_width:
-        merge = lambda x: x.reshape(-1, *x.shape[3:])
-        features = output[:, :, config.history :, ..., config.unet.latent_channels :]
-        future = Blend(config.blend_width).apply(
-            {"params": denoiser["blend"]}, merge(features), merge(prepared.guesses)
-        )
-        future = encode_images(config, params, future).reshape(*features.shape[:-1], -1)
-        reference = jnp.concatenate([reference[:, :, : config.history], future], axis=2)
+    unet = {"params": params["denoiser"]["unet"]}
+    v, reference = VideoUNet(config.unet).apply(unet, latents, t, config.history, prepared), prepared.reference
     return v if reference is None else v + guess_v(config, latents, t, reference)
 
 
@@ -273,17 +277,6 @@ def guess_v(config: SimulatorConfig, latents: Array, t: Array, reference: Array)
     total = squared * variance + s**2
     x0 = (s**2 * reference * at(schedule.x0_scale) + a * variance * latents) / total
     return (a * latents - x0) / s
-
-
-def _camera_poses(config: SimulatorConfig, hand: Array, pose: Array) -> Array:
-    """Camera to world of every frame, [B, V, T, 4, 4]; the hand's cameras keep their place on the hand [B, T, 4, 4]."""
-    still = jnp.broadcast_to(pose[:, :, None], (*pose.shape[:2], hand.shape[1], 4, 4))
-    if not config.hand_views:
-        return still
-    since_start = jnp.einsum("btij,bjk->btik", hand, inverse_transform(hand[:, 0]))
-    moved = jnp.einsum("btij,bvjk->bvtik", since_start, pose)
-    on_hand = jnp.isin(jnp.arange(pose.shape[1]), jnp.array(config.hand_views))
-    return jnp.where(on_hand[:, None, None, None], moved, still)
 
 
 def _frame_features(

@@ -7,8 +7,8 @@ from worldenv_jax.networks.resampler import ResamplerConfig
 from worldenv_jax.networks.vision_transformer import ViTConfig
 from worldenv_jax.simulator.action_maps import ActionMapConfig
 from worldenv_jax.simulator.autoencoder import AutoencoderConfig
+from worldenv_jax.simulator.compositing import PATCH
 from worldenv_jax.simulator.noise_schedule import ScheduleConfig
-from worldenv_jax.simulator.reprojection import GUESSES
 from worldenv_jax.simulator.video_unet import VideoUNetConfig
 
 # action (7), normalised proprioception (8), motion since the last history frame (6)
@@ -46,9 +46,11 @@ class SimulatorConfig:
     # Differs from EVAC where given: the denoiser corrects a guess made of its input and of the newest known frame, as
     # if frames differed from it by this variance (in scaled latents); see `conditioning.guess_v`. Learns much sooner.
     change_variance: float | None = None
-    # Differs from EVAC where given: the denoiser sees the history as it would look if everything stood still, on a
-    # plane at this height (m), and if everything moved with the hand; see `reprojection`.
-    plane_height: float | None = None
+    # Differs from EVAC where not 0: the denoiser corrects a first picture of every frame, which `compositing` makes of
+    # the history as it would look if everything stood still, on a plane at a height (m), and if everything moved with
+    # the hand (`reprojection`), and of a drawing of its own.
+    compositor_width: int = 0
+    plane_height: float = 0.03
     motion_width: int = 0  # of `proprioception.ArmMotion`, which corrects the deterministic step; 0: off
     frame_by_frame: bool = False  # in a roll-out, through the autoencoder: 1 / K of its memory, some time
     land_on_x0: bool = False  # Differs from EVAC where True: the last DDIM step returns x0 without residual noise
@@ -74,10 +76,10 @@ class SimulatorConfig:
         errors += [f"{name} is {got}, must be {need}" for name, (got, need) in expected.items() if got != need]
         if self.unet.frame_features not in (0, FRAME_FEATURES):
             errors.append(f"unet.frame_features is {self.unet.frame_features}, must be 0 or {FRAME_FEATURES}")
-        if self.plane_height is not None and not self.hand_views:
-            errors.append("plane_height is given, but no camera moves: hand_views is empty")
-        if self.blend_width and (self.plane_height is None or self.change_variance is None):
-            errors.append("unet.blend_width needs plane_height and change_variance")
+        if self.compositor_width and len(set(self.hand_views)) == self.views:
+            errors.append("with compositor_width, one camera must stand still")
+        if self.compositor_width and any(size % PATCH for size in self.image_size):
+            errors.append(f"with compositor_width, image_size must be multiples of {PATCH}, got {self.image_size}")
         if self.autoencoder.principal and not self.autoencoder.shortcut:
             errors.append("autoencoder.principal needs autoencoder.shortcut")
         if self.history < 2:
@@ -98,13 +100,7 @@ class SimulatorConfig:
     @property
     def condition_channels(self) -> int:
         """Image latent (with a plane, one for every guess), mask, action map, ray direction and origin."""
-        images = self.autoencoder.latent_channels * (1 if self.plane_height is None else GUESSES)
-        return images + 1 + self.map_channels + 6
-
-    @property
-    def blend_width(self) -> int:
-        """Of the network that chooses among the guesses; 0: none, the first guess stands."""
-        return self.unet.blend_width
+        return self.autoencoder.latent_channels + 1 + self.map_channels + 6
 
     @property
     def latent_size(self) -> tuple[int, int]:
@@ -129,9 +125,9 @@ class SimulatorConfig:
 
     @classmethod
     def libero_debug(cls) -> "SimulatorConfig":
-        """Everything that `libero_cpu` has, and `unet.blend_width`, as small as it gets."""
+        """Everything that `libero_cpu` has, as small as it gets."""
         autoencoder = AutoencoderConfig(8, (1,), 1, 8, 8, norm_groups=4, shortcut=True, principal=True)
-        return replace(_small(64, 8, autoencoder, 16, (1,), (), 32, 16, 0.2, True, blend_width=8), ddim_steps=2)
+        return replace(_small(64, 8, autoencoder, 16, (1,), (), 32, 16, 0.2, True, compositor_width=8), ddim_steps=2)
 
     @classmethod
     def libero_cpu(cls) -> "SimulatorConfig":
@@ -168,14 +164,14 @@ def _small(
     head_dim: int = 32,
     change_variance: float | None = None,
     wrist: bool = False,
-    blend_width: int = 0,
+    compositor_width: int = 96,
 ) -> SimulatorConfig:
     """A preset that trains from scratch, for one arm; `wrist`: LIBERO's two cameras, the second on the hand."""
-    condition = (GUESSES if wrist else 1) * autoencoder.latent_channels + 1 + 3 * autoencoder.downsampling**2 + 6
+    condition = autoencoder.latent_channels + 1 + 3 * autoencoder.downsampling**2 + 6
     moving = {
         "views": 2,
         "hand_views": (1,),
-        "plane_height": 0.03,
+        "compositor_width": compositor_width,
         "motion_width": 96,
         "max_chunks": 64,
     }
@@ -198,7 +194,6 @@ def _small(
             domains=1,
             norm_groups=8,
             frame_features=FRAME_FEATURES,
-            blend_width=blend_width,
         ),
         image_encoder=ViTConfig(size, 8, width, 2, width // 32, 2 * width),
         image_resampler=replace(resampler, input_width=width),

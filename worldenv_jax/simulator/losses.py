@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training losses of the simulator: the autoencoder's, and the denoiser's v-prediction with a noised history (EVAC)."""
+"""Training losses of the simulator: of autoencoder and compositor, and v-prediction with a noised history (EVAC)."""
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import jax
@@ -10,6 +11,8 @@ import numpy as np
 from worldenv_jax.simulator.autoencoder import Autoencoder
 from worldenv_jax.simulator.conditioning import (
     chunk_inputs,
+    compose_pictures,
+    decode_images,
     encode_geometry_tokens,
     encode_image_tokens,
     predict_v,
@@ -25,6 +28,9 @@ from worldenv_jax.simulator.noise_schedule import (
 )
 from worldenv_jax.simulator.proprioception import Kinematics, advance_proprio
 from worldenv_jax.types import Array, Camera, GeometryFn, Params, Statistics
+
+CHAIN = 4  # pictures that the compositor is unrolled over
+CHARBONNIER = 0.03  # of the range [-1, 1]: smaller errors count quadratically
 
 
 class SimulatorBatch(NamedTuple):
@@ -72,6 +78,53 @@ def measure_latent_scale(config: SimulatorConfig, params: Params, frames: Array)
     return float(1.0 / jnp.std(mean))
 
 
+def compositor_loss(
+    config: SimulatorConfig,
+    params: Params,
+    key: Array,
+    batch: SimulatorBatch,
+    statistics: Statistics,
+    kinematics: Kinematics,
+) -> tuple[Array, dict[str, Array]]:
+    """Charbonnier errors of a chain of pictures, each composed of the one before it, and of the arms drawn for them.
+
+    Absolute errors where they are large, so that an edge is put in one place instead of faintly in two. A chain has
+    `CHAIN` pictures, 1 to K frames apart; `batch` has CHAIN * K future frames.
+
+    Returns: the loss, and {"psnr"} (decibels at a range of 255).
+    """
+    _check_batch(replace(config, chunk=CHAIN * config.chunk), batch)
+    steps = jnp.cumsum(jax.random.randint(key, (len(batch.actions), CHAIN), 1, config.chunk + 1), axis=1) - 1
+    choose = lambda x: jnp.take_along_axis(x, steps.reshape(*steps.shape, *[1] * (x.ndim - 2)), axis=1)
+    known, future = jnp.split(batch.latents, [config.history], axis=1)
+    images = decode_images(config, params, jnp.moveaxis(jnp.concatenate([known, choose(future)], axis=1), 2, 1))
+    images, truth = jnp.split(images, [config.history], axis=2)
+    future, proprio = choose(predict_proprio(batch, params, statistics, kinematics)), batch.proprio
+    weight = choose(batch.mask).astype(jnp.float32)
+    on_stand = jnp.array([view for view in range(config.views) if view not in config.hand_views], jnp.int32)
+    charbonnier = lambda error: jnp.sqrt(error + CHARBONNIER**2).mean((1, 2, 3, 4, 5))
+    absolute, squared = [], []
+    for i in range(CHAIN):
+        there = jnp.concatenate([proprio, future[:, i : i + 1]], axis=1)
+        picture, drawn = compose_pictures(config, params, images, there, batch.camera, kinematics)
+        error = jnp.square(picture - truth[:, :, i : i + 1])
+        absolute.append(charbonnier(error) + charbonnier(jnp.square(drawn - truth[:, on_stand, i : i + 1])))
+        squared.append(error.mean((1, 2, 3, 4, 5)))
+        images = images.at[:, :, -1:].set(jax.lax.stop_gradient(picture))
+        proprio = there.at[:, -2].set(there[:, -1])[:, :-1]
+    mean = lambda errors: jnp.sum(weight * jnp.stack(errors, axis=1)) / jnp.maximum(jnp.sum(weight), 1.0)
+    return mean(absolute), {"psnr": -10.0 * jnp.log10(mean(squared) / 4.0)}
+
+
+def predict_proprio(batch: SimulatorBatch, params: Params, statistics: Statistics, kinematics: Kinematics) -> Array:
+    """Proprioception [B, K, 8] of a batch's future frames, as a roll-out predicts it."""
+    commands = statistics.unnormalize_action(batch.actions)
+    arm_motion = params.get("arm_motion")
+    return advance_proprio(
+        kinematics, batch.previous_proprio, batch.proprio[:, -1], commands, batch.previous_action, arm_motion
+    )
+
+
 def denoising_loss(
     config: SimulatorConfig,
     params: Params,
@@ -96,11 +149,7 @@ def denoising_loss(
     past = clean[:, :, : config.history]
     history = noise_history(config, past, uniform, divisor, jax.random.normal(next(keys), past.shape))
 
-    current = batch.proprio[:, -1]
-    commands = statistics.unnormalize_action(batch.actions)
-    future = advance_proprio(
-        kinematics, batch.previous_proprio, current, commands, batch.previous_action, params.get("arm_motion")
-    )
+    future = predict_proprio(batch, params, statistics, kinematics)
     proprio = jnp.concatenate([batch.proprio, future], axis=1)
     inputs = chunk_inputs(config, params, history, proprio, batch.actions, batch.camera, statistics, kinematics)
     images = batch.first_images.astype(jnp.float32) / 127.5 - 1.0
@@ -169,12 +218,9 @@ def drop_conditions(config: SimulatorConfig, key: Array, inputs, images: Array):
     r = jax.random.uniform(key, (len(images),)) / config.condition_dropout
     keep = lambda dropped, leaf: leaf * (1.0 - dropped).reshape(-1, *[1] * (leaf.ndim - 1))
     is_future = jnp.arange(config.frames) >= config.history
-    no_image = (r < 0.5) | ((r >= 1.0) & (r < 1.5)) | ((r >= 2.5) & (r < 3.5))
-    gone = no_image[:, None] & is_future
+    gone = ((r < 0.5) | ((r >= 1.0) & (r < 1.5)) | ((r >= 2.5) & (r < 3.5)))[:, None] & is_future
     present = inputs.present * (1.0 - gone)[:, None]
     latents = inputs.image_latents * (1.0 - gone)[:, None, :, None, None, None]
-    if inputs.guesses is not None:
-        inputs = inputs._replace(guesses=keep(no_image, inputs.guesses))
     no_reference = (r >= 1.0) & (r < 3.0)
     if inputs.geometry_tokens is not None:
         inputs = inputs._replace(geometry_tokens=keep(no_reference, inputs.geometry_tokens))

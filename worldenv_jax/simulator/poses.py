@@ -71,3 +71,9 @@ def inverse_transform(transform: Array) -> Array:
     xp = transform.__array_namespace__()
     rotation = xp.swapaxes(transform[..., :3, :3], -1, -2)
     return rigid_transform(rotation, -xp.einsum("...ij,...j->...i", rotation, transform[..., :3, 3]))
+
+
+def hand_poses(proprio: Array) -> Array:
+    """Proprioception [..., 8] (position, axis-angle, fingers) to hand to world [..., 4, 4]."""
+    rotation = matrix_from_quaternion(quaternion_from_axis_angle(proprio[..., 3:6]))
+    return rigid_transform(rotation, proprio[..., :3])

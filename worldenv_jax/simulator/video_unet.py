@@ -53,7 +53,6 @@ class VideoUNetConfig:
     # stand beside them, and one more cross-attention after every spatial transformer, so at each resolution that has
     # attention, reads both. Its output starts at zero: switched on, a trained model is the same function as before.
     geometry_width: int = 0
-    blend_width: int = 0  # Differs from EVAC: channels beside v that `blending` chooses by, and its width. 0: none
     dtype: str = "float32"
     remat: bool = False
 
@@ -110,7 +109,6 @@ class Prepared(NamedTuple):
     keys_values: tuple[tuple[Array, Array], ...]  # per spatial transformer, [B, M, heads, head_dim]
     geometry: tuple[tuple[Array, Array], ...] | None = None  # the same for the attention to geometry tokens; None: off
     reference: Array | None = None  # [B, V, T, h, w, c], the image latents, where the denoiser predicts a change
-    guesses: Array | None = None  # [B, V, K, G, H, W, 3], what the change starts from, where there is a choice
 
 
 class _Block(nn.Module):
@@ -192,7 +190,7 @@ class VideoUNet(nn.Module):
         self.middle = block(config, layout.middle)
         self.up = [block(config, stage, name=stage.name) for stage in layout.up]
         self.norm_out = GroupNorm(config.norm_groups, 1e-5, 3, config.dtype)
-        self.conv_out = conv3x3(config.latent_channels + config.blend_width, config.dtype, zero=True)
+        self.conv_out = conv3x3(config.latent_channels, config.dtype, zero=True)
 
     def prepare(
         self,
@@ -240,7 +238,7 @@ class VideoUNet(nn.Module):
 
         Args:
             t: int [B, V], the noise step of the future frames (history frames have 0).
-        Returns: float32 [B, V, T, h, w, c + blend width].
+        Returns: float32 [B, V, T, h, w, c].
         """
         config = self.config
         frames = latents.shape[2]

@@ -16,7 +16,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from worldenv_jax.networks.resampler import Resampler
 from worldenv_jax.networks.vision_transformer import VisionTransformer
 from worldenv_jax.simulator.autoencoder import Autoencoder
-from worldenv_jax.simulator.blending import Blend
+from worldenv_jax.simulator.compositing import init_compositor
 from worldenv_jax.simulator.conditioning import (
     ChunkInputs,
     chunk_inputs,
@@ -32,7 +32,6 @@ from worldenv_jax.simulator.config import SimulatorConfig
 from worldenv_jax.simulator.memory import memory_slots
 from worldenv_jax.simulator.noise_schedule import as_float32, ddim_tables, guide
 from worldenv_jax.simulator.proprioception import MOTION_FEATURES, ArmMotion, Kinematics, advance_proprio
-from worldenv_jax.simulator.reprojection import GUESSES
 from worldenv_jax.simulator.sampler import sample_chunk
 from worldenv_jax.simulator.video_unet import VideoUNet
 from worldenv_jax.types import (
@@ -65,7 +64,7 @@ class SimulatorState(NamedTuple):
 def init_simulator(config: SimulatorConfig, key: Array) -> Params:
     """Random parameters: {"autoencoder", "image_encoder", "denoiser": {"unet", "image_resampler", "action_resampler"}}.
 
-    With config.blend_width also "blend" in "denoiser", with config.motion_width "arm_motion". Under `jax.eval_shape`
+    With config.compositor_width also "compositor", with config.motion_width "arm_motion". Under `jax.eval_shape`
     nothing is allocated.
     """
     keys = jax.random.split(key, 5)
@@ -94,14 +93,9 @@ def init_simulator(config: SimulatorConfig, key: Array) -> Params:
             ),
         },
     }  # fmt: skip
-    if config.blend_width:
-        guesses = jnp.zeros((1, GUESSES, *config.image_size, 3))
-        params["denoiser"]["blend"] = init(
-            Blend(config.blend_width),
-            jax.random.fold_in(key, 6),
-            jnp.zeros((1, height, width, config.blend_width)),
-            guesses,
-        )
+    if config.compositor_width:
+        at = jax.random.fold_in(key, 6)
+        params["compositor"] = init_compositor(config.compositor_width, at, config.image_size)
     if config.motion_width:
         params["arm_motion"] = init(
             ArmMotion(config.motion_width), jax.random.fold_in(key, 5), jnp.zeros((1, MOTION_FEATURES))
@@ -199,8 +193,6 @@ def make_denoiser(
     present = inputs.present * is_history
     image_latents = inputs.image_latents * is_history[:, None, None, None]
     bare = inputs._replace(image_latents=image_latents, present=present)
-    if bare.guesses is not None:
-        bare = bare._replace(guesses=jnp.zeros_like(bare.guesses))
     if bare.geometry_tokens is not None:
         bare = bare._replace(geometry_tokens=jnp.zeros_like(bare.geometry_tokens))
     bare = prepare(config, params, bare, blank_tokens)

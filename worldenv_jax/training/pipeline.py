@@ -204,9 +204,10 @@ def train_simulator(run: Run) -> None:
         params = {**params, "geometry_encoder": run.geometry_params}
     if config.simulator.motion_width:
         params = simulation.train_arm_motion(config, run.workdir, episodes, models.kinematics, params)
-    params = simulation.train_denoiser(
-        models.config, run.workdir, params, episodes, models.statistics, models.kinematics, run.geometry
-    )
+    data = (episodes, models.statistics, models.kinematics)
+    if config.simulator.compositor_width:
+        params = simulation.train_compositor(models.config, run.workdir, params, *data)
+    params = simulation.train_denoiser(models.config, run.workdir, params, *data, run.geometry)
     run.workdir.save_params("simulator", params)
 
 

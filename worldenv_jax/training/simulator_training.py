@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fitting the simulator: autoencoder on frames, arm motion, denoiser on cached latents (World-Env, section 1.3).
+"""Fitting the simulator: autoencoder, arm motion, compositor, and denoiser on cached latents (World-Env, section 1.3).
 
 All learn from demonstrations and exploration together; batches of the denoiser hold as many windows of failed as of
 successful episodes.
@@ -18,6 +18,7 @@ from worldenv_jax.data.episodes import Episode
 from worldenv_jax.data.windows import BatchSampler, SimulatorWindows
 from worldenv_jax.errors import WorldEnvError
 from worldenv_jax.simulator import (
+    CHAIN,
     Kinematics,
     MotionBatch,
     SimulatorBatch,
@@ -25,6 +26,7 @@ from worldenv_jax.simulator import (
     arm_motion_loss,
     autoencoder_loss,
     check_episode,
+    compositor_loss,
     denoising_loss,
     encode_frames,
     history_steps,
@@ -36,7 +38,7 @@ from worldenv_jax.training.workdir import Workdir, mesh_from_config, run_trainin
 from worldenv_jax.types import Array, Camera, GeometryFn, Params, Statistics
 
 STRETCH = 32  # steps that `ArmMotion` is unrolled over
-FROZEN = ("autoencoder", "arm_motion", "geometry_encoder")  # while the denoiser learns
+FROZEN = ("autoencoder", "arm_motion", "compositor", "geometry_encoder")  # while the denoiser learns
 ENCODE_BATCH = 64  # frames per call while latents are cached
 
 
@@ -107,6 +109,27 @@ def train_arm_motion(
     mesh, key = mesh_from_config(config.mesh), jax.random.key(seed + 3)
     trained = run_training(workdir, "arm_motion", stage, mesh, params["arm_motion"], loss, batch_fn, key)
     return {**params, "arm_motion": trained}
+
+
+def train_compositor(
+    config: ExperimentConfig,
+    workdir: Workdir,
+    params: Params,
+    episodes: Sequence[Episode],
+    statistics: Statistics,
+    kinematics: Kinematics,
+) -> Params:
+    """Fits `Compositor` to chains of frames; returns the simulator's parameters with it in place."""
+    stage, simulator = config.compositor, config.simulator
+    chains = replace(simulator, chunk=CHAIN * simulator.chunk)
+    sampler = make_sampler(chains, params, episodes, statistics, stage.batch_size, config.seed + 4)
+
+    def loss(compositor: Params, key: Array, batch: SimulatorBatch) -> tuple[Array, dict[str, Array]]:
+        return compositor_loss(simulator, params | {"compositor": compositor}, key, batch, statistics, kinematics)
+
+    mesh, key = mesh_from_config(config.mesh), jax.random.key(config.seed + 4)
+    trained = run_training(workdir, "compositor", stage, mesh, params["compositor"], loss, sampler, key)
+    return {**params, "compositor": trained}
 
 
 def train_denoiser(

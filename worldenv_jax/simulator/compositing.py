@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A first picture of every future frame: what may be copied is copied, what may not is drawn (as in Finn et al. 2016).
+
+Differs from EVAC, which starts from the last frame. Copies stay sharp over many chunks, and a standing camera's arm is
+drawn anew, from the hand's pose alone, over the oldest frame, which in a roll-out is a true one: it cannot fade. The
+denoiser corrects the result. One frame at a time is seen, so that minutes of training do what the video model needs
+hours for.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from worldenv_jax.simulator.action_maps import project
+from worldenv_jax.simulator.layers import conv3x3
+from worldenv_jax.simulator.poses import hand_poses
+from worldenv_jax.simulator.proprioception import Kinematics
+from worldenv_jax.simulator.reprojection import GUESSES, guess_frames
+from worldenv_jax.types import Array, Params
+
+PATCH = 4  # pixels; a cell of the grid that is computed on
+FIRST_GUESS = 2.0  # logit of the first guess at the start, beside zeros
+TIMES = 3  # whose poses are told: the frame's own, the oldest and the newest known frame's
+POSE = 3 + 2 + 9 + 9 + 1  # features of one of them
+
+
+def fourier_features(x: Array, octaves: int) -> Array:
+    """x [..., D] to sines and cosines of pi / 2 * 2^i * x, i < octaves: [..., 2 * octaves * D]."""
+    angles = x[..., None] * (jnp.pi / 2 * 2.0 ** jnp.arange(octaves))
+    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1).reshape(*x.shape[:-1], -1)
+
+
+class _Trunk(nn.Module):
+    """Residual convolutions on patches, modulated by the pose (Perez et al. 2018, arXiv 1709.07871).
+
+    Cells know where they lie in the image and beside the hand, so that what has been learned in one place serves
+    everywhere. To float32 [N, H, W, outputs].
+    """
+
+    width: int
+    blocks: int
+    outputs: int
+
+    @nn.compact
+    def __call__(self, size: tuple[int, int], hand: Array, pose: Array, patches: Array | None = None) -> Array:
+        """Pixels of the hand [N, T, 2] in image sizes, poses [N, T, POSE], and patches [N, h, w, D] of known frames."""
+        count, rows, columns = len(hand), size[0] // PATCH, size[1] // PATCH
+        dense = lambda name, **options: nn.Dense(self.width, name=name, **options)
+        y, x = jnp.mgrid[:rows, :columns] + 0.5
+        cells = jnp.stack([x / columns, y / rows], axis=-1)
+        beside = 2.0 * (cells[:, :, None] - hand[:, None, None]).reshape(count, rows, columns, -1)
+        pose = pose.reshape(count, -1)
+        pose = nn.silu(dense("pose1")(jnp.concatenate([pose, fourier_features(pose, 3)], axis=-1)))
+        pose = dense("pose2")(pose)
+        hidden = dense("place")(jnp.concatenate([beside, fourier_features(beside, 5)], axis=-1))
+        hidden += dense("image")(fourier_features(2.0 * cells, 4)) + pose[:, None, None]
+        if patches is not None:
+            hidden += dense("patches")(patches)
+        for i in range(self.blocks):
+            norm = nn.LayerNorm(use_fast_variance=False, name=f"norm{i + 1}")
+            branch = conv3x3(self.width, "float32", f"conv{i + 1}")(nn.silu(norm(hidden)))
+            branch *= 1.0 + dense(f"scale{i + 1}")(pose)[:, None, None]
+            hidden += dense(f"out{i + 1}", kernel_init=nn.initializers.zeros)(nn.silu(branch))
+        hidden = nn.silu(nn.LayerNorm(use_fast_variance=False, name="norm")(hidden))
+        pixels = nn.Dense(PATCH**2 * self.outputs, name="pixels")(hidden)
+        pixels = pixels.reshape(count, rows, columns, PATCH, PATCH, self.outputs).transpose(0, 1, 3, 2, 4, 5)
+        return pixels.reshape(count, *size, self.outputs)
+
+
+class ArmDrawing(nn.Module):
+    """What has to be painted over a frame so that it shows the hand elsewhere: the arm, and what it hid before."""
+
+    width: int
+
+    @nn.compact
+    def __call__(self, frames: Array, hand: Array, pose: Array) -> Array:
+        """Frames float [N, H, W, 3] in [-1, 1] with the drawing on them.
+
+        Args:
+            hand: float [N, 2, 2], where the hand is to be and where it is in the frame, in image sizes.
+            pose: float [N, 2, POSE], of hand and camera, about [-1, 1].
+        """
+        pixels = _Trunk(self.width, 4, 4, name="trunk")(frames.shape[1:3], hand, pose)
+        opacity = jax.nn.sigmoid(pixels[..., 3:] - FIRST_GUESS)
+        return opacity * jnp.tanh(pixels[..., :3]) + (1.0 - opacity) * frames
+
+
+class Compositor(nn.Module):
+    """A weighted mean, pixel by pixel, of the guesses and of a picture of its own."""
+
+    width: int
+
+    @nn.compact
+    def __call__(self, guesses: Array, hand: Array, pose: Array) -> Array:
+        """One frame as seen by one camera, float32 [N, H, W, 3] in [-1, 1].
+
+        Args:
+            guesses: float [N, G, H, W, 3] in [-1, 1]; H and W are multiples of `PATCH`.
+            hand, pose: float [N, TIMES, 2] and [N, TIMES, POSE], as in `ArmDrawing`.
+        """
+        count, number, height, width, _ = guesses.shape
+        patches = guesses.reshape(count, number, height // PATCH, PATCH, width // PATCH, PATCH, 3)
+        patches = patches.transpose(0, 2, 4, 1, 3, 5, 6).reshape(count, height // PATCH, width // PATCH, -1)
+        pixels = _Trunk(self.width, 3, number + 4, name="trunk")((height, width), hand, pose, patches)
+        shares = jax.nn.softmax(pixels[..., 3:].at[..., 0].add(FIRST_GUESS))
+        layers = jnp.concatenate([guesses, jnp.tanh(pixels[..., :3])[:, None]], axis=1)
+        return jnp.einsum("nhwg,nghwc->nhwc", shares, layers)
+
+
+def init_compositor(width: int, key: Array, size: tuple[int, int]) -> Params:
+    """Random parameters {"drawing", "choice"} for images of `size`."""
+    one, two = jax.random.split(key)
+    frame, hand, pose = jnp.zeros((1, GUESSES, *size, 3)), jnp.zeros((1, TIMES, 2)), jnp.zeros((1, TIMES, POSE))
+    drawing = ArmDrawing(width).init(one, frame[:, 0], hand[:, :2], pose[:, :2])
+    return {"drawing": drawing["params"], "choice": Compositor(width).init(two, frame, hand, pose)["params"]}
+
+
+def compose(
+    params: Params,
+    images: Array,
+    intrinsics: Array,
+    cameras: Array,
+    proprio: Array,
+    kinematics: Kinematics,
+    hand_views: tuple[int, ...],
+    plane_height: float,
+) -> tuple[Array, Array]:
+    """First pictures of the K frames that follow on F known ones.
+
+    Args:
+        params: `init_compositor`.
+        images: float [B, V, F, H, W, 3] in [-1, 1], the known frames, oldest first.
+        intrinsics: float [B, V, 3, 3], in pixels.
+        cameras: float [B, V, F + K, 4, 4], camera to world.
+        proprio: float32 [B, F + K, 8].
+        kinematics: for its workspace and fingers, the units of poses here.
+        hand_views, plane_height: as in `guess_frames`.
+    Returns: float32 [B, V, K, H, W, 3] in [-1, 1]; and of the standing cameras the oldest frame with the arm redrawn.
+    """
+    hand, (views, known, *frame) = hand_poses(proprio), images.shape[1:]
+    guesses = guess_frames(images, intrinsics, cameras, hand, hand_views, plane_height)
+    place, pose = _where(intrinsics, cameras, hand, proprio, kinematics)
+
+    def told(x: Array) -> Array:
+        """[B, V, F + K, D] to [B, V, K, TIMES, D]."""
+        future = x[:, :, known:]
+        oldest, newest = (jnp.broadcast_to(x[:, :, i, None], future.shape) for i in (0, known - 1))
+        return jnp.stack([future, oldest, newest], axis=3)
+
+    place, pose = told(place) / jnp.array([frame[1], frame[0]]), told(pose)
+    merge = lambda x: x.reshape(-1, *x.shape[3:])
+    width = params["drawing"]["trunk"]["pose2"]["bias"].size
+    on_stand = jnp.array([view for view in range(views) if view not in hand_views], jnp.int32)
+    newest, oldest = jnp.moveaxis(guesses[:, on_stand], 3, 0)[:2]
+    where = merge(place[:, on_stand])[:, :2], merge(pose[:, on_stand])[:, :2]
+    drawn = ArmDrawing(width).apply({"params": params["drawing"]}, merge(oldest), *where).reshape(oldest.shape)
+    first = jnp.stack([jax.lax.stop_gradient(drawn), newest], axis=3)
+    guesses = guesses.at[:, on_stand, :, :2].set(first)
+    inputs = merge(guesses), merge(place), merge(pose)
+    composed = Compositor(width).apply({"params": params["choice"]}, *inputs)
+    return composed.reshape(*guesses.shape[:3], *frame), drawn
+
+
+def _where(
+    intrinsics: Array, cameras: Array, hand: Array, proprio: Array, kinematics: Kinematics
+) -> tuple[Array, Array]:
+    """The hand's pixel [B, V, T, 2], and poses [B, V, T, POSE]: in the world, then from the camera."""
+    pixels, depth = project(hand[:, None, :, None, :3, 3], intrinsics[:, :, None], cameras)
+    low, high = jnp.maximum(kinematics.position_low, -1.0), jnp.minimum(kinematics.position_high, 1.0)  # may be endless
+    position = (2.0 * proprio[..., :3] - low - high) / (high - low)
+    fingers = proprio[..., 6:] / jnp.maximum(jnp.abs(kinematics.finger_open), 1e-3)
+    seen = jnp.einsum("bvtji,btjk->bvtik", cameras[..., :3, :3], hand[..., :3, :3]).reshape(*depth.shape[:3], 9)
+    rotation = hand[..., :3, :3].reshape(*hand.shape[:2], 9)
+    world = jnp.concatenate([position, fingers, rotation], axis=-1)[:, None]
+    world = jnp.broadcast_to(world, (*depth.shape[:3], world.shape[-1]))
+    return pixels[..., 0, :], jnp.concatenate([world, seen, depth], axis=-1)
