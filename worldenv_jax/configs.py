@@ -266,7 +266,7 @@ def libero_cpu() -> ExperimentConfig:
         autoencoder=_stage(0, 32, 2e-3),  # principal components
         arm_motion=ARM_MOTION,
         compositor=_stage(1800, 8, 2e-3),
-        denoiser=_stage(1500, 4, 1.2e-3, ema_decay=0.998),
+        denoiser=_stage(1200, 4, 1.2e-3, ema_decay=0.998),
         reflector_training=ReflectorStageConfig(
             1200, 16, optimizer=_adam(2e-3, 1200, 0.01, ema_decay=0.995), frames=64
         ),
