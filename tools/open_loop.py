@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How good the simulator's frames are, camera by camera, on a finished run's held-out episodes.
+"""How good the simulator's frames are, camera by camera, its hand and its grasps, on a run's held-out episodes.
 
     python tools/open_loop.py --config=libero_cpu --workdir=runs/libero_cpu --episodes=50 --chunks=8 --strips=strips
 
 Episodes are replayed open loop from their first frames over the rollout's horizon, or --chunks. Prints a table (PSNR in
-dB of simulator / copy-last-frame) and one JSON line; --strips draws the first --pictures successes and failures.
+dB of simulator / copy-last-frame), how far the hand is off, whether imagination knows which grasps hold, and all of it
+as one JSON line; --strips draws the first --pictures successes and failures.
 """
 
 import argparse
@@ -22,7 +23,7 @@ from worldenv_jax.errors import run_main  # noqa: E402
 from worldenv_jax.evaluation.strips import Strip, draw_strip, merge_views, save_image  # noqa: E402
 from worldenv_jax.evaluation.summary import align_columns  # noqa: E402
 from worldenv_jax.overrides import apply_overrides  # noqa: E402
-from worldenv_jax.training.open_loop import OpenLoop, quality_by_camera, replay_open_loop  # noqa: E402
+from worldenv_jax.training.open_loop import OpenLoop, hand_quality, quality_by_camera, replay_open_loop  # noqa: E402
 from worldenv_jax.training.pipeline import Run, in_memory  # noqa: E402
 
 STRETCH = 16  # steps per column
@@ -51,17 +52,25 @@ def main() -> None:
     rows = quality_by_camera(replayed, STRETCH)
     stretches = [f"{i + 1}-{i + STRETCH}" for i in range(0, replayed.truth.shape[1], STRETCH)]
     print(align_columns([_cells(row) for row in rows], header=("outcome", "camera", "episodes", "mean", *stretches)))
-    print(json.dumps({"episodes": len(chosen), "rows": rows}))
+    hand = hand_quality(replayed, STRETCH)
+    print("hand, cm after each stretch: " + ", ".join(_number(metres, 100.0) for metres in hand["position"]))
+    print("fingers, mm: " + ", ".join(_number(metres, 1000.0) for metres in hand["fingers"]))
+    held, known = _number(hand["held"], 100.0), _number(hand["grasp_auroc"], digits=2)
+    print(f"{hand['grasps']} grasps, {held} % hold, AUROC of the imagined opening {known}")
+    print(json.dumps({"episodes": len(chosen), "rows": rows, "hand": hand}))
     if arguments.strips:
         draw(replayed, Path(arguments.strips), arguments.pictures)
 
 
+def _number(value: float | None, factor: float = 1.0, digits: int = 1) -> str:
+    return "-" if value is None else f"{value * factor:.{digits}f}"
+
+
 def _cells(row: dict) -> tuple[str, ...]:
-    number = lambda value: "-" if value is None else f"{value:.1f}"
     model, copy = row["simulator"], row["copy_last_frame"]
     pairs = [(model["psnr"], copy["psnr"]), *zip(model["psnr_by_stretch"], copy["psnr_by_stretch"])]
     camera = "all" if row["camera"] is None else str(row["camera"])
-    return row["outcome"], camera, str(row["episodes"]), *(f"{number(a)} / {number(b)}" for a, b in pairs)
+    return row["outcome"], camera, str(row["episodes"]), *(f"{_number(a)} / {_number(b)}" for a, b in pairs)
 
 
 def draw(replayed: OpenLoop, folder: Path, pictures: int) -> None:

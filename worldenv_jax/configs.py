@@ -174,7 +174,7 @@ def _stage(steps: int, batch_size: int, learning_rate: float, weight_decay: floa
     return StageConfig(steps, batch_size, optimizer=_adam(learning_rate, steps, weight_decay, **changes))
 
 
-ARM_MOTION = _stage(4000, 64, 3e-3)
+ARM_MOTION = _stage(1500, 64, 3e-3)
 SCALE_HEAD = ("scale_head",)  # pattern of the parameters that the second stage of cloning trains
 
 

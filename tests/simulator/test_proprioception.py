@@ -15,7 +15,8 @@ from worldenv_jax.simulator import (
     fit_kinematics,
     proprioception_error,
 )
-from worldenv_jax.simulator.proprioception import MOTION_FEATURES, ArmMotion, relative_pose
+from worldenv_jax.simulator.arm_motion import init_arm_motion
+from worldenv_jax.simulator.proprioception import relative_pose
 
 START = np.array([[0.1, 0.2, 0.3, 0.0, 0.0, 0.0, 0.04, -0.04]], np.float32)
 
@@ -79,10 +80,10 @@ def test_fit_recovers_the_recorded_world():
     assert max(_last_error(kinematics, proprios, actions).values()) < 1e-3
 
 
-def _last_error(kinematics, proprios, actions, arm_motion=None):
+def _last_error(kinematics, proprios, actions, arm_motion=None, pictures=None):
     """What `proprioception_error` says of the last step of open-loop predictions."""
     truth, commands = np.stack(proprios), np.stack(actions)
-    predicted = advance_proprio(kinematics, truth[:, 0], truth[:, 0], commands, None, arm_motion)
+    predicted = advance_proprio(kinematics, truth[:, 0], truth[:, 0], commands, None, arm_motion, pictures)
     errors = proprioception_error(predicted, truth[:, 1:], np.ones(commands.shape[:2], bool))
     return {name: error[-1] for name, error in errors.items()}
 
@@ -126,32 +127,19 @@ def _lagging_episodes(count=24, steps=24):
     return proprios, actions
 
 
+PICTURE = 1, 2, 2, 3  # V, h, w, c
+
+
 def _fresh_arm_motion():
-    return ArmMotion(16).init(jax.random.key(0), jnp.zeros((1, MOTION_FEATURES)))["params"]
+    return init_arm_motion(16, jax.random.key(0), PICTURE)
 
 
-def test_untrained_arm_motion_is_the_linear_step():
-    proprios, actions = _episodes()
-    kinematics = fit_kinematics(proprios, actions)
-    start, commands = proprios[0][None, 3], actions[0][None, 3:]
-    linear = advance_proprio(kinematics, proprios[0][None, 2], start, commands)
-    same = advance_proprio(kinematics, proprios[0][None, 2], start, commands, actions[0][None, 2], _fresh_arm_motion())
-    np.testing.assert_allclose(same, linear, atol=1e-6)
+def _pictures(batch: int, count: int = 1):
+    return np.random.default_rng(5).normal(size=(batch, count, *PICTURE)).astype(np.float32)
 
 
-def test_arm_motion_without_a_recorded_workspace():
-    actions = np.ones((1, 3, 7), np.float32)
-    params = _fresh_arm_motion()
-    params["out"]["kernel"] += 0.01
-    assert np.isfinite(advance_proprio(Kinematics.osc_pose(), START, START, actions, None, params)).all()
-
-
-def test_arm_motion_learns_what_the_linear_step_misses():
-    proprios, actions = _lagging_episodes(84)
-    kinematics = fit_kinematics(proprios, actions)
-    stacked = np.stack(proprios[:80]), np.stack(actions[:80])
-    batch = MotionBatch(*stacked, stacked[0][:, 0], np.zeros_like(stacked[1][:, 0]))
-    params, optimizer = _fresh_arm_motion(), optax.adam(1e-2)
+def _train(params, kinematics, batch):
+    optimizer = optax.adam(1e-2)
 
     @jax.jit
     def update(params, state):
@@ -162,9 +150,54 @@ def test_arm_motion_learns_what_the_linear_step_misses():
     state = optimizer.init(params)
     for _ in range(300):
         params, state = update(params, state)
+    return params
+
+
+def test_untrained_arm_motion_is_the_linear_step():
+    proprios, actions = _episodes()
+    kinematics = fit_kinematics(proprios, actions)
+    start, commands = proprios[0][None, 3], actions[0][None, 3:]
+    linear = advance_proprio(kinematics, proprios[0][None, 2], start, commands)
+    with_network = actions[0][None, 2], _fresh_arm_motion(), _pictures(1)
+    same = advance_proprio(kinematics, proprios[0][None, 2], start, commands, *with_network)
+    np.testing.assert_allclose(same, linear, atol=1e-6)
+
+
+def test_arm_motion_without_a_recorded_workspace():
+    actions = np.ones((1, 3, 7), np.float32)
+    params = _fresh_arm_motion()
+    params["out"]["kernel"] += 0.01
+    assert np.isfinite(
+        advance_proprio(Kinematics.osc_pose(), START, START, actions, None, params, _pictures(1, 3))
+    ).all()
+
+
+def test_arm_motion_learns_what_the_linear_step_misses():
+    proprios, actions = _lagging_episodes(84)
+    kinematics = fit_kinematics(proprios, actions)
+    stacked, blank = (np.stack(proprios[:80]), np.stack(actions[:80])), np.zeros((80, 1, *PICTURE), np.float32)
+    batch = MotionBatch(*stacked, stacked[0][:, 0], np.zeros_like(stacked[1][:, 0]), blank)
+    params = _train(_fresh_arm_motion(), kinematics, batch)
     test = proprios[80:], actions[80:]
-    linear, learned = _last_error(kinematics, *test), _last_error(kinematics, *test, params)
+    linear, learned = _last_error(kinematics, *test), _last_error(kinematics, *test, params, blank[:4])
     assert learned["position"] < 0.5 * linear["position"] and learned["rotation"] < 1e-2
+
+
+def test_arm_motion_sees_what_stops_the_fingers():
+    """Half of the episodes have something between the fingers; only the picture of the chunk before tells."""
+    proprios, actions = _episodes(84)
+    pictures = _pictures(84, 3)
+    held = np.arange(84) % 2 == 0
+    pictures[held, :, 0, 0, 0, 0], pictures[~held, :, 0, 0, 0, 0] = 1.0, -1.0
+    stacked = np.stack(proprios), np.stack(actions)
+    fingers = stacked[0][..., 6:]
+    fingers[held] = np.array([1, -1]) * np.maximum(np.abs(fingers[held]), 0.025)
+    kinematics = fit_kinematics(*stacked)
+    batch = MotionBatch(*(x[:80] for x in stacked), stacked[0][:80, 0], np.zeros((80, 7), np.float32), pictures[:80])
+    params = _train(_fresh_arm_motion(), kinematics, batch)
+    test = [x[80:] for x in stacked]
+    error = lambda seen: _last_error(kinematics, *test, params, seen)["fingers"]
+    assert error(pictures[80:]) < 0.004 and error(-pictures[80:]) > 0.015
 
 
 def test_arm_motion_goes_on_where_a_stretch_ended():
@@ -174,8 +207,9 @@ def test_arm_motion_goes_on_where_a_stretch_ended():
     leaves, tree = jax.tree.flatten(_fresh_arm_motion())
     keys = jax.random.split(jax.random.key(1), len(leaves))
     params = jax.tree.unflatten(tree, [x + 0.1 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys)])
-    start, commands = np.stack(proprios)[:, 0], np.stack(actions)
-    whole = advance_proprio(kinematics, start, start, commands, None, params)
-    first = advance_proprio(kinematics, start, start, commands[:, :8], None, params)
-    second = advance_proprio(kinematics, first[:, -2], first[:, -1], commands[:, 8:], commands[:, 7], params)
+    start, commands, seen = np.stack(proprios)[:, 0], np.stack(actions), _pictures(2, 3)
+    whole = advance_proprio(kinematics, start, start, commands, None, params, seen)
+    first = advance_proprio(kinematics, start, start, commands[:, :8], None, params, seen[:, :1])
+    motion = commands[:, 7], params, seen[:, 1:]
+    second = advance_proprio(kinematics, first[:, -2], first[:, -1], commands[:, 8:], *motion)
     np.testing.assert_allclose(np.concatenate([first, second], axis=1), whole, atol=2e-5)

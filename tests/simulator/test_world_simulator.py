@@ -101,11 +101,12 @@ def test_proprioception_is_the_deterministic_step(params, fns):
 
 
 def test_two_chunks_of_two_cameras_with_arm_motion():
-    """With the hand's camera reprojected the roll-out runs, and the network knows the action of the chunk before."""
+    """The network sees the hand camera's newest latents, and knows the action of the chunk before."""
     config = SimulatorConfig.libero_debug()
     params = init_simulator(config, jax.random.key(2))
     kernel = params["arm_motion"]["out"]["kernel"]
     params["arm_motion"]["out"]["kernel"] = 0.1 * jax.random.normal(jax.random.key(3), kernel.shape)
+    params["autoencoder"] = jax.tree.map(lambda x: x + 0.1, params["autoencoder"])  # zeros, if not fitted
     kinematics = KINEMATICS._replace(position_low=-np.ones(3, np.float32), position_high=np.ones(3, np.float32))
     simulator = make_simulator_fns(config, STATISTICS, kinematics)
     two_views = lambda leaf, axis: np.repeat(leaf, 2, axis)
@@ -117,16 +118,22 @@ def test_two_chunks_of_two_cameras_with_arm_motion():
     @jax.jit
     def rollout(params, keys):
         chunk = lambda state, action: simulator.step(params, keys, state, action)
-        return jax.lax.scan(chunk, simulator.init(params, keys, starts), actions)[1]
+        return jax.lax.scan(chunk, simulator.init(params, keys, starts), actions)
 
-    prediction = rollout(params, jax.random.split(jax.random.key(0), 2))
+    state, prediction = rollout(params, jax.random.split(jax.random.key(0), 2))
     assert prediction.frames.shape == (2, 2, config.chunk, 2, 64, 64, 3)
     commands = STATISTICS.unnormalize_action(np.concatenate(actions, axis=1))
     advance = functools.partial(advance_proprio, kinematics)
-    expected = advance(starts.proprio, starts.proprio, commands, None, params["arm_motion"])
+    seen = state.latents[:, 1:, config.history - 1 :: config.chunk][:, :, :2].swapaxes(1, 2)
+    first = encode_frames(config, params, starts.images)[:, 1:]
+    np.testing.assert_allclose(seen[:, 0], first, atol=1e-5)
+    expected = advance(starts.proprio, starts.proprio, commands, None, params["arm_motion"], seen)
     np.testing.assert_allclose(np.concatenate(prediction.proprio, axis=1), expected, atol=2e-5)
-    forgetful = advance(*prediction.proprio[0, :, -2:].swapaxes(0, 1), commands[:, 8:], None, params["arm_motion"])
+    before = prediction.proprio[0, :, -2:].swapaxes(0, 1)
+    forgetful = advance(*before, commands[:, 8:], None, params["arm_motion"], seen[:, 1:])
     assert np.abs(forgetful - prediction.proprio[1]).max() > 1e-4
+    blind = advance(*before, commands[:, 8:], commands[:, 7], params["arm_motion"], seen[:, :1] + 1.0)
+    assert np.abs(blind - prediction.proprio[1]).max() > 1e-4
 
 
 def test_batched_equals_one_at_a_time(params, fns):

@@ -49,7 +49,7 @@ def test_every_part_is_trained_in_turn(tmp_path):
     latents = training.cache_latents(CONFIG.simulator, params, episodes)
     assert latents[0].shape == (41, 2, *CONFIG.simulator.latent_size, 8)
 
-    with_arm = training.train_arm_motion(CONFIG, workdir, episodes, KINEMATICS, params)
+    with_arm = training.train_arm_motion(CONFIG, workdir, params, episodes, KINEMATICS)
     assert any(leaf.any() for leaf in jax.tree.leaves(with_arm["arm_motion"]["out"]))  # starts at zero
     untrained = jax.tree.map(np.asarray, with_arm)  # training may reuse the memory of what it starts from
     with_pictures = training.train_compositor(CONFIG, workdir, with_arm, episodes, STATISTICS, KINEMATICS)
@@ -63,15 +63,42 @@ def test_every_part_is_trained_in_turn(tmp_path):
     assert np.any(kernel(trained) != kernel(before))
 
 
+def test_the_arms_motion_is_fitted_again_to_imagined_pictures(tmp_path):
+    episodes, workdir, asked = [_episode(seed) for seed in range(2)], Workdir(tmp_path, {}), []
+    params = jax.tree.map(np.asarray, init_simulator(CONFIG.simulator, jax.random.key(0)))
+    params["autoencoder"] = jax.tree.map(lambda x: x + 0.1, params["autoencoder"])
+
+    def replay():
+        asked.append(1)
+        return [replace(episode, images=255 - episode.images) for episode in episodes]
+
+    run = lambda *replay: training.train_arm_motion(CONFIG, workdir, params, episodes, KINEMATICS, *replay)
+    true, imagined, again = run(), run(replay), run(replay)
+    bias = lambda tree: tree["arm_motion"]["out"]["bias"]
+    assert np.any(bias(true) != bias(imagined)) and len(asked) == 1  # a finished stage needs no replays
+    np.testing.assert_array_equal(bias(imagined), bias(again))
+
+
+def test_stretches_lie_around_the_closing_of_the_hand():
+    actions = np.full((100, 7), -1.0)
+    actions[60:, 6] = 1.0
+    starts = np.array([training._stretch_start(np.random.default_rng(seed), actions, 32) for seed in range(400)])
+    assert starts.min() == 0 and starts.max() <= 68
+    assert 0.15 < np.mean(starts == 0) < 0.27
+    assert np.mean((starts > 60 - 32) & (starts < 60)) > 0.5  # 0.31 / 0.69 of the others are there by chance
+    never = [training._stretch_start(np.random.default_rng(seed), -np.ones((32, 7)), 32) for seed in range(20)]
+    assert set(never) == {0}
+
+
 def test_the_arms_motion_goes_on_where_it_was_stopped(tmp_path):
     episodes = [_episode(seed) for seed in range(2)]
     params = jax.tree.map(np.asarray, init_simulator(CONFIG.simulator, jax.random.key(0)))
     run = lambda name, steps: training.train_arm_motion(
         replace(CONFIG, arm_motion=replace(CONFIG.arm_motion, steps=steps)),
         Workdir(tmp_path / name, {}),
+        params,
         episodes,
         KINEMATICS,
-        params,
     )["arm_motion"]
     half, whole = (jax.tree.leaves(run(name, steps)) for name, steps in (("stopped", 2), ("whole", 4)))
     assert any(np.any(one != other) for one, other in zip(half, whole))
@@ -80,6 +107,6 @@ def test_the_arms_motion_goes_on_where_it_was_stopped(tmp_path):
 
 
 def test_episodes_too_short_for_a_stretch_are_refused(tmp_path):
-    episodes = [_episode(0, steps=training.STRETCH - 1)]
+    episodes = [_episode(0, steps=31)]
     with pytest.raises(WorldEnvError, match="no episode has 32 steps: set simulator.motion_width=0"):
-        training.train_arm_motion(CONFIG, Workdir(tmp_path, {}), episodes, KINEMATICS, {})
+        training.train_arm_motion(CONFIG, Workdir(tmp_path, {}), {}, episodes, KINEMATICS)

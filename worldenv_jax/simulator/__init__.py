@@ -7,7 +7,9 @@ from worldenv_jax.simulator.config import SimulatorConfig
 from worldenv_jax.simulator.input_checks import check_actions, check_episode, check_starts
 from worldenv_jax.simulator.losses import (
     CHAIN,
+    MotionBatch,
     SimulatorBatch,
+    arm_motion_loss,
     autoencoder_loss,
     compositor_loss,
     denoising_loss,
@@ -16,9 +18,7 @@ from worldenv_jax.simulator.losses import (
 from worldenv_jax.simulator.memory import history_steps
 from worldenv_jax.simulator.proprioception import (
     Kinematics,
-    MotionBatch,
     advance_proprio,
-    arm_motion_loss,
     fit_kinematics,
     proprioception_error,
 )

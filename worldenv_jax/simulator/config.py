@@ -51,7 +51,7 @@ class SimulatorConfig:
     # the hand (`reprojection`), and of a drawing of its own.
     compositor_width: int = 0
     plane_height: float = 0.03
-    motion_width: int = 0  # of `proprioception.ArmMotion`, which corrects the deterministic step; 0: off
+    motion_width: int = 0  # of `arm_motion.ArmMotion`, which corrects the deterministic step; 0: off
     frame_by_frame: bool = False  # in a roll-out, through the autoencoder: 1 / K of its memory, some time
     land_on_x0: bool = False  # Differs from EVAC where True: the last DDIM step returns x0 without residual noise
     # Training
@@ -86,6 +86,11 @@ class SimulatorConfig:
             errors.append(f"history is {self.history}, must be at least 2")
         if errors:
             raise ValueError("simulator configuration: " + "; ".join(errors))
+
+    @property
+    def motion_views(self) -> tuple[int, ...]:
+        """The cameras that `ArmMotion` sees: the hand's; where there are none, all."""
+        return self.hand_views or tuple(range(self.views))
 
     @property
     def frames(self) -> int:

@@ -3,7 +3,7 @@
 
 LIBERO's controller moves the hand by a share of the commanded delta and keeps a part of its speed, so a step is
 `delta_t = gain * action_t + momentum * delta_{t-1}`; the fingers approach their command at a limited speed. That step
-lags behind the arm by centimetres within a second; `ArmMotion`, a small network, learns what it misses.
+lags behind the arm by centimetres within a second; `arm_motion.ArmMotion`, a small network, learns what it misses.
 Proprioception is position (3), axis-angle (3) and finger positions (2); actions are environment actions.
 """
 
@@ -13,8 +13,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
 
+from worldenv_jax.simulator.arm_motion import ArmMotion, motion_sight
 from worldenv_jax.simulator.poses import (
     axis_angle_from_quaternion,
     conjugate_quaternion,
@@ -45,31 +45,16 @@ class Kinematics(NamedTuple):
         return cls(gain, jnp.zeros(6), -infinite, infinite, opened, jnp.zeros(2), jnp.asarray(0.01))
 
 
-class ArmMotion(nn.Module):
-    """What the linear step misses of the arm's motion, in units of the steady motion under a full command.
-
-    Starts at zero. Sees the last motion, the command and the one before it (a controller of second order needs both),
-    the gripper, and where the hand is: joint limits and the table are there.
-    """
-
-    width: int
-
-    @nn.compact
-    def __call__(self, features: Array) -> Array:
-        """Features float [B, `MOTION_FEATURES`] to float [B, 6]."""
-        hidden = nn.gelu(nn.Dense(self.width, name="dense1")(features))
-        hidden = nn.gelu(nn.Dense(self.width, name="dense2")(hidden))
-        return nn.Dense(6, name="out", kernel_init=nn.initializers.zeros)(jnp.concatenate([hidden, features], axis=-1))
-
-
-MOTION_FEATURES = 6 + 7 + 7 + 1 + 3 + 6
-
-
 def relative_pose(proprio: Array, reference: Array) -> Array:
     """Motion from `reference` to `proprio`, [..., 8] each: metres and a base-frame rotation vector, [..., 6]."""
     rotation, start = (quaternion_from_axis_angle(p[..., 3:6]) for p in (proprio, reference))
     turned = axis_angle_from_quaternion(multiply_quaternions(rotation, conjugate_quaternion(start)))
     return jnp.concatenate([proprio[..., :3] - reference[..., :3], turned], axis=-1)
+
+
+def finger_opening(proprio: Array) -> Array:
+    """Distance of the fingers, metres; [..., 8] to [...]."""
+    return proprio[..., 6] - proprio[..., 7]
 
 
 def advance_proprio(
@@ -79,6 +64,7 @@ def advance_proprio(
     actions: Array,
     previous_action: Array | None = None,
     arm_motion: Params | None = None,
+    pictures: Array | None = None,
 ) -> Array:
     """Proprioception after each action.
 
@@ -87,31 +73,38 @@ def advance_proprio(
         actions: float32 [B, K, 7], environment actions.
         previous_action: float32 [B, 7], zeros at the start of an episode; needed with `arm_motion`.
         arm_motion: parameters of `ArmMotion`; without them the step is linear and ends at the recorded workspace.
+        pictures: float [B, P, V, h, w, c], latents of the newest known frames of `SimulatorConfig.motion_views` before
+            every (K / P)-th action; needed with `arm_motion`.
     Returns: float32 [B, K, 8].
     """
     start = quaternion_from_axis_angle(current[:, 3:6])
     steady = jnp.maximum(jnp.abs(kinematics.gain), 1e-4) / (1.0 - kinematics.momentum)
     residual = None if arm_motion is None else ArmMotion(arm_motion["dense1"]["bias"].size)
 
-    def step(carry, action):
-        position, rotation, fingers, motion, last_action = carry
+    sight = None if arm_motion is None else jnp.swapaxes(motion_sight(arm_motion, pictures, actions.shape[1]), 0, 1)
+
+    def step(carry, inputs):
+        (position, rotation, fingers, motion, last_action), (action, sight) = carry, inputs
+        goal = jnp.where(action[:, 6:] > 0, kinematics.finger_closed, kinematics.finger_open)
+        closing = jnp.clip(goal - fingers, -kinematics.finger_speed, kinematics.finger_speed)
         linear = kinematics.gain * action[:, :6] + kinematics.momentum * motion
         if residual is None:
             moved = jnp.clip(position + linear[:, :3], kinematics.position_low, kinematics.position_high)
             motion = linear.at[:, :3].set(moved - position)
         else:
             features = _motion_features(kinematics, motion / steady, action, last_action, fingers, position, rotation)
-            motion = linear + steady * residual.apply({"params": arm_motion}, features)
+            missed = residual.apply({"params": arm_motion}, features, sight)
+            motion = linear + steady * missed[:, :6]
             moved = position + motion[:, :3]
+            closing += kinematics.finger_speed * missed[:, 6:] * jnp.array([1.0, -1.0])
         rotation = multiply_quaternions(quaternion_from_axis_angle(motion[:, 3:]), rotation)
-        goal = jnp.where(action[:, 6:] > 0, kinematics.finger_closed, kinematics.finger_open)
-        fingers += jnp.clip(goal - fingers, -kinematics.finger_speed, kinematics.finger_speed)
+        fingers += closing
         proprio = jnp.concatenate([moved, axis_angle_from_quaternion(rotation), fingers], axis=-1)
         return (moved, rotation, fingers, motion, action), proprio
 
     before = jnp.zeros_like(actions[:, 0]) if previous_action is None else previous_action
     carry = (current[:, :3], start, current[:, 6:], relative_pose(current, previous), before)
-    _, proprio = jax.lax.scan(step, carry, jnp.swapaxes(actions, 0, 1))
+    _, proprio = jax.lax.scan(step, carry, (jnp.swapaxes(actions, 0, 1), sight))
     return jnp.swapaxes(proprio, 0, 1)
 
 
@@ -129,33 +122,6 @@ def _motion_features(
     axes = matrix_from_quaternion(rotation)[..., :2].reshape(-1, 6)  # no jumps, as axis-angle near a half turn has
     opening = (fingers[:, :1] - fingers[:, 1:]) / (kinematics.finger_open[0] - kinematics.finger_open[1])
     return jnp.concatenate([motion, action, last_action, opening, (position - middle) / reach, axes], axis=-1)
-
-
-class MotionBatch(NamedTuple):
-    """Stretches of L steps of recorded episodes."""
-
-    proprio: Array  # float32 [B, L + 1, 8], before each action and after the last
-    actions: Array  # float32 [B, L, 7], environment actions
-    previous_proprio: Array  # float32 [B, 8], one step before the stretch; its first at the start of an episode
-    previous_action: Array  # float32 [B, 7], zeros at the start of an episode
-
-
-def arm_motion_loss(kinematics: Kinematics, params: Params, batch: MotionBatch) -> tuple[Array, dict[str, Array]]:
-    """Open-loop error of the pose over the stretch, in centimetres and twentieths of a radian.
-
-    Errors count by sqrt(1 + e^2) - 1, so that collisions, which no function of the pose foretells, do not rule, and by
-    1 / sqrt(steps), because they grow.
-
-    Returns: the loss, and {"position", "rotation"}, the mean errors at the end in metres and radians.
-    """
-    predicted = advance_proprio(
-        kinematics, batch.previous_proprio, batch.proprio[:, 0], batch.actions, batch.previous_action, params
-    )
-    motion = relative_pose(predicted, batch.proprio[:, 1:])
-    weight = 1.0 / jnp.sqrt(1.0 + jnp.arange(motion.shape[1]))[:, None]
-    robust = jnp.sqrt(1.0 + jnp.square(motion / jnp.array([0.01] * 3 + [0.05] * 3))) - 1.0
-    last = jnp.linalg.norm(motion[:, -1].reshape(-1, 2, 3), axis=-1).mean(0)
-    return (weight * robust).sum(-1).mean(), {"position": last[0], "rotation": last[1]}
 
 
 def fit_kinematics(proprios: Sequence[np.ndarray], actions: Sequence[np.ndarray], margin: float = 0.01) -> Kinematics:

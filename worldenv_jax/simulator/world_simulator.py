@@ -15,6 +15,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from worldenv_jax.networks.resampler import Resampler
 from worldenv_jax.networks.vision_transformer import VisionTransformer
+from worldenv_jax.simulator.arm_motion import init_arm_motion
 from worldenv_jax.simulator.autoencoder import Autoencoder
 from worldenv_jax.simulator.compositing import init_compositor
 from worldenv_jax.simulator.conditioning import (
@@ -31,7 +32,7 @@ from worldenv_jax.simulator.conditioning import (
 from worldenv_jax.simulator.config import SimulatorConfig
 from worldenv_jax.simulator.memory import memory_slots
 from worldenv_jax.simulator.noise_schedule import as_float32, ddim_tables, guide
-from worldenv_jax.simulator.proprioception import MOTION_FEATURES, ArmMotion, Kinematics, advance_proprio
+from worldenv_jax.simulator.proprioception import Kinematics, advance_proprio
 from worldenv_jax.simulator.sampler import sample_chunk
 from worldenv_jax.simulator.video_unet import VideoUNet
 from worldenv_jax.types import (
@@ -97,9 +98,8 @@ def init_simulator(config: SimulatorConfig, key: Array) -> Params:
         at = jax.random.fold_in(key, 6)
         params["compositor"] = init_compositor(config.compositor_width, at, config.image_size)
     if config.motion_width:
-        params["arm_motion"] = init(
-            ArmMotion(config.motion_width), jax.random.fold_in(key, 5), jnp.zeros((1, MOTION_FEATURES))
-        )
+        seen = len(config.motion_views), *config.latent_size, config.autoencoder.latent_channels
+        params["arm_motion"] = init_arm_motion(config.motion_width, jax.random.fold_in(key, 5), seen)
     return params
 
 
@@ -154,8 +154,8 @@ def make_simulator_fns(
         history, past = state.latents[:, :, slots], state.proprio[:, slots]
         before = state.proprio[:, state.count - 2]
         commands = statistics.unnormalize_action(actions)
-        arm_motion = params.get("arm_motion")
-        future = advance_proprio(kinematics, before, past[:, -1], commands, state.action, arm_motion)
+        motion = state.action, params.get("arm_motion"), history[:, jnp.array(config.motion_views), -1][:, None]
+        future = advance_proprio(kinematics, before, past[:, -1], commands, *motion)
         proprio = jnp.concatenate([past, future], axis=1)
         inputs = chunk_inputs(config, params, history, proprio, actions, state.camera, statistics, kinematics)
         inputs = inputs._replace(geometry_tokens=state.geometry_tokens)

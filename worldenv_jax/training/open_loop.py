@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Held-out episodes replayed open loop by the simulator alone, and how good the frames are, camera by camera."""
+"""Held-out episodes replayed open loop by the simulator alone: its frames by camera, its hand, its grasps."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -9,10 +9,16 @@ import numpy as np
 
 from worldenv_jax.data.episodes import Episode
 from worldenv_jax.errors import WorldEnvError
+from worldenv_jax.evaluation.reflector_quality import auroc
 from worldenv_jax.evaluation.video_quality import open_loop_quality
+from worldenv_jax.simulator import proprioception_error
+from worldenv_jax.simulator.proprioception import finger_opening
 from worldenv_jax.training.models import Models
 from worldenv_jax.training.reflector_training import horizon, make_replay, pad_steps, recorded_chunks
 from worldenv_jax.types import Params
+
+GRASP_STEPS = 12  # after the command to close the fingers have stopped
+HELD = 0.008  # metres between fingers that hold something
 
 
 class OpenLoop(NamedTuple):
@@ -23,6 +29,9 @@ class OpenLoop(NamedTuple):
     imagined: np.ndarray  # uint8 [E, N, V, H, W, 3]
     valid: np.ndarray  # bool [E, N], False after the end of an episode
     succeeded: np.ndarray  # bool [E]
+    true_proprio: np.ndarray  # float32 [E, N, 8], after each step
+    imagined_proprio: np.ndarray  # float32 [E, N, 8]
+    closing: np.ndarray  # bool [E, N], the hand is told to close
 
 
 def replay_open_loop(models: Models, params: Params, episodes: Sequence[Episode]) -> OpenLoop:
@@ -39,12 +48,23 @@ def replay_open_loop(models: Models, params: Params, episodes: Sequence[Episode]
     if not episodes:
         raise WorldEnvError("open loop: there are no held-out episodes to replay")
     chunks = models.config.rollout.num_chunks
-    truth, valid = pad_steps([np.asarray(episode.images[1:]) for episode in episodes], horizon(models.config))
+    steps = horizon(models.config)
+    truth, valid = pad_steps([np.asarray(episode.images[1:]) for episode in episodes], steps)
+    proprio, _ = pad_steps([np.asarray(episode.proprio[1:]) for episode in episodes], steps)
+    closing, _ = pad_steps([np.asarray(episode.actions)[:, 6] > 0 for episode in episodes], steps)
     starts, actions = models.starts(episodes), recorded_chunks(models, episodes, chunks)
     keys = jax.random.split(jax.random.key(0), len(episodes))
-    frames = np.asarray(make_replay(models, chunks)(params, keys, starts, actions).frames).reshape(truth.shape)
-    succeeded = np.array([episode.succeeded for episode in episodes])
-    return OpenLoop(np.asarray(starts.images), truth, frames, valid, succeeded)
+    rollout = make_replay(models, chunks)(params, keys, starts, actions)
+    return OpenLoop(
+        context=np.asarray(starts.images),
+        truth=truth,
+        imagined=np.asarray(rollout.frames).reshape(truth.shape),
+        valid=valid,
+        succeeded=np.array([episode.succeeded for episode in episodes]),
+        true_proprio=proprio,
+        imagined_proprio=np.asarray(rollout.proprio).reshape(proprio.shape),
+        closing=closing,
+    )
 
 
 def quality_by_camera(replayed: OpenLoop, stretch: int = 16) -> list[dict[str, Any]]:
@@ -73,6 +93,37 @@ def quality_by_camera(replayed: OpenLoop, stretch: int = 16) -> list[dict[str, A
                 row[name] = {"psnr": score["psnr"], "ssim": score["ssim"], "psnr_by_stretch": by_stretch}
             rows.append(row)
     return rows
+
+
+def hand_quality(replayed: OpenLoop, stretch: int = 16) -> dict[str, Any]:
+    """How far the imagined hand is off at the end of every stretch, and whether imagination knows which grasps hold.
+
+    Returns: "position" (m), "rotation" (rad) and "fingers" (m), lists of means over episodes, None where there is no
+      such step; and of every episode's first closing of the hand that lasts `GRASP_STEPS`: "grasps", their number,
+      "held", the share that hold something, and "grasp_auroc", of the imagined opening of the fingers as a score of
+      the true one being more than `HELD` (0.5: imagination does not know; NaN where all hold or none).
+    """
+    errors = proprioception_error(replayed.imagined_proprio, replayed.true_proprio, replayed.valid)
+    at_ends = {name: error[stretch - 1 :: stretch] for name, error in errors.items()}
+    rows = [(row, step) for row in range(len(replayed.valid)) for step in _first_grasp(replayed, row)]
+    score, held = (
+        np.array([float(finger_opening(proprio[at])) for at in rows])
+        for proprio in (replayed.imagined_proprio, replayed.true_proprio)
+    )
+    return {
+        **{name: [None if np.isnan(value) else float(value) for value in values] for name, values in at_ends.items()},
+        "grasps": len(rows),
+        "held": float((held > HELD).mean()) if rows else None,
+        "grasp_auroc": auroc(score, held > HELD) if rows else None,
+    }
+
+
+def _first_grasp(replayed: OpenLoop, row: int) -> list[int]:
+    """The step at which the fingers of the first closing have stopped, if the episode and the command last so long."""
+    closing = replayed.closing[row]
+    begins = np.flatnonzero(closing[1:] & ~closing[:-1])[:1] + 1
+    stops = begins + GRASP_STEPS
+    return [s for s in stops if s < len(closing) and replayed.valid[row, s] and closing[s - GRASP_STEPS : s].all()]
 
 
 def _by_stretch(per_step: Sequence[float | None], weights: np.ndarray, stretch: int) -> list[float | None]:

@@ -8,7 +8,7 @@ finished before. The scripts in `experiments/` call one stage each, `experiments
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -189,7 +189,10 @@ def collect_exploration(run: Run) -> None:
 
 
 def train_simulator(run: Run) -> None:
-    """Autoencoder, latent scale, the arm's motion, denoiser: on demonstrations and (unless ablated) exploration."""
+    """Autoencoder, latent scale, the arm's motion, first pictures, denoiser, the arm's motion in imagined pictures.
+
+    All on demonstrations and (unless ablated) exploration.
+    """
     config = run.config
     episodes = in_memory(run.demonstrations)
     if config.collect.train_on_exploration:
@@ -203,11 +206,15 @@ def train_simulator(run: Run) -> None:
     if run.geometry_params:
         params = {**params, "geometry_encoder": run.geometry_params}
     if config.simulator.motion_width:
-        params = simulation.train_arm_motion(config, run.workdir, episodes, models.kinematics, params)
+        params = simulation.train_arm_motion(models.config, run.workdir, params, episodes, models.kinematics)
     data = (episodes, models.statistics, models.kinematics)
     if config.simulator.compositor_width:
         params = simulation.train_compositor(models.config, run.workdir, params, *data)
     params = simulation.train_denoiser(models.config, run.workdir, params, *data, run.geometry)
+    if config.simulator.motion_width:
+        key, chunks = jax.random.key(config.seed + 31), config.rollout.num_chunks
+        replay = partial(reflector_training.replay_episodes, models, params, episodes, key, chunks)
+        params = simulation.train_arm_motion(models.config, run.workdir, params, episodes, models.kinematics, replay)
     run.workdir.save_params("simulator", params)
 
 

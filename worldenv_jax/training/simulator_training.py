@@ -5,6 +5,7 @@ All learn from demonstrations and exploration together; batches of the denoiser 
 successful episodes.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -33,11 +34,12 @@ from worldenv_jax.simulator import (
     measure_latent_scale,
     principal_components,
 )
+from worldenv_jax.training.augmentation import augment
 from worldenv_jax.training.pretrained import initial_simulator
 from worldenv_jax.training.workdir import Workdir, mesh_from_config, run_training
 from worldenv_jax.types import Array, Camera, GeometryFn, Params, Statistics
 
-STRETCH = 32  # steps that `ArmMotion` is unrolled over
+STRETCH_CHUNKS = 4  # that `ArmMotion` is unrolled over
 FROZEN = ("autoencoder", "arm_motion", "compositor", "geometry_encoder")  # while the denoiser learns
 ENCODE_BATCH = 64  # frames per call while latents are cached
 
@@ -79,36 +81,63 @@ def latent_scale(config: ExperimentConfig, params: Params, episodes: Sequence[Ep
 
 
 def train_arm_motion(
-    config: ExperimentConfig, workdir: Workdir, episodes: Sequence[Episode], kinematics: Kinematics, params: Params
+    config: ExperimentConfig,
+    workdir: Workdir,
+    params: Params,
+    episodes: Sequence[Episode],
+    kinematics: Kinematics,
+    replay: Callable[[], Sequence[Episode]] | None = None,
 ) -> Params:
     """Fits `ArmMotion` to stretches of recorded episodes; returns the simulator's parameters with it in place.
 
-    Every fifth stretch begins where its episode does.
+    Pictures are augmented as the policy's are. With `replay`, which gives what the simulator makes of `episodes`, half
+    of the stretches show imagined pictures: they betray a coming contact in other ways than true ones do.
 
     Raises:
       WorldEnvError: all episodes are too short.
     """
-    stage, seed = config.arm_motion, config.seed
-    recorded = [(np.asarray(e.proprio), np.asarray(e.actions)) for e in episodes if e.num_steps >= STRETCH]
-    if not recorded:
-        raise WorldEnvError(f"no episode has {STRETCH} steps: set simulator.motion_width=0")
+    stage, simulator, seed = config.arm_motion, config.simulator, config.seed
+    length, views = STRETCH_CHUNKS * simulator.chunk, list(simulator.motion_views)
+    if max(episode.num_steps for episode in episodes) < length:
+        raise WorldEnvError(f"no episode has {length} steps: set simulator.motion_width=0")
+
+    @functools.cache  # once, and not at all where the stage is finished
+    def pairs() -> list[tuple[Episode, Episode]]:
+        """Episodes, and where their pictures come from."""
+        pairs = [*zip(episodes, episodes), *zip(episodes, replay() if replay else ())]
+        return [(true, shown) for true, shown in pairs if shown.num_steps >= length]
 
     def stretch(rng: np.random.Generator) -> MotionBatch:
-        proprio, actions = recorded[rng.integers(len(recorded))]
-        t = rng.integers(0, len(actions) - STRETCH + 1) if rng.random() > 0.2 else 0
+        true, shown = pairs()[rng.integers(len(pairs()))]
+        t = _stretch_start(rng, np.asarray(shown.actions), length)
+        end, actions, proprio = t + length, np.asarray(true.actions), np.asarray(true.proprio)
         before = actions[t - 1] if t else np.zeros_like(actions[0])
-        return MotionBatch(proprio[t : t + STRETCH + 1], actions[t : t + STRETCH], proprio[max(t - 1, 0)], before)
+        pictures = np.asarray(shown.images[t : end : simulator.chunk])[:, views]
+        return MotionBatch(proprio[t : end + 1], actions[t:end], proprio[max(t - 1, 0)], before, pictures)
 
     def batch_fn(step: int) -> MotionBatch:
         rng = np.random.default_rng([seed, step])
         return jax.tree.map(lambda *leaves: np.stack(leaves), *(stretch(rng) for _ in range(stage.batch_size)))
 
-    def loss(params: Params, key: Array, batch: MotionBatch) -> tuple[Array, dict[str, Array]]:
-        return arm_motion_loss(kinematics, params, batch)
+    def loss(arm_motion: Params, key: Array, batch: MotionBatch) -> tuple[Array, dict[str, Array]]:
+        pictures = encode_frames(simulator, params, augment(key, batch.pictures, config.augmentation))
+        return arm_motion_loss(kinematics, arm_motion, batch._replace(pictures=pictures))
 
-    mesh, key = mesh_from_config(config.mesh), jax.random.key(seed + 3)
-    trained = run_training(workdir, "arm_motion", stage, mesh, params["arm_motion"], loss, batch_fn, key)
+    mesh, key, name = mesh_from_config(config.mesh), jax.random.key(seed + 3), "arm_motion"
+    name += "_imagined" if replay else ""
+    trained = run_training(workdir, name, stage, mesh, params["arm_motion"], loss, batch_fn, key)
     return {**params, "arm_motion": trained}
+
+
+def _stretch_start(rng: np.random.Generator, actions: np.ndarray, length: int) -> int:
+    """Where a stretch begins: where its episode does (a fifth), before the hand closes (two fifths), or anywhere."""
+    last, kind = len(actions) - length, rng.random()
+    closings = np.flatnonzero((actions[1:, 6] > 0) & (actions[:-1, 6] <= 0)) + 1
+    if kind < 0.2:
+        return 0
+    if kind < 0.6 and len(closings):
+        return int(np.clip(rng.choice(closings) - rng.integers(1, length), 0, last))
+    return int(rng.integers(0, last + 1))
 
 
 def train_compositor(
