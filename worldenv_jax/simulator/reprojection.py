@@ -4,7 +4,8 @@
 Differs from EVAC, which repeats the last frame. Where cameras and hand will be is known, and most pixels belong to what
 stands still or to what moves with the hand. Seen through a plane fixed in the world, a wrist camera's earlier frames
 show the first; through one fixed to the hand, any camera's earlier frames show the second, arm and held object where
-they will be. Which pixel belongs to what is left to the denoiser (as in Finn et al. 2016, arXiv 1605.07157).
+they will be. And what the hand's camera will come to, a standing one has seen from afar. Which pixel belongs to what is
+left to the denoiser (as in Finn et al. 2016, arXiv 1605.07157).
 """
 
 import jax
@@ -33,7 +34,8 @@ def guess_frames(
 
     Returns: float [B, V, K, GUESSES, H, W, C]: were everything still, the newest known frames or (where something has
     moved away) the oldest ones; were everything fixed to the hand, the newest frame, with what the hand holds, or the
-    oldest, which in a roll-out is a true one.
+    oldest, which in a roll-out is a true one. Instead of the last, a camera on the hand has the first standing
+    camera's oldest frame, were everything flat: its own first picture does not show all that it will come to.
     """
     known = images.shape[2]
     frames = poses.shape[2] - known
@@ -54,29 +56,47 @@ def guess_frames(
     carried = lambda i: reproject(
         images[:, on_stand, i : i + 1], intrinsics[:, on_stand], past[:, :, i : i + 1], future, planes
     )
-    carried = newest.at[:, on_stand].set(carried(known - 1)), oldest.at[:, on_stand].set(carried(0))
-    return jnp.stack([*still, *carried], axis=3)
+    newest, oldest = newest.at[:, on_stand].set(carried(known - 1)), oldest.at[:, on_stand].set(carried(0))
+    if hand_views:
+        first = _from_stand(images, intrinsics, poses, on_hand, on_stand[0], height)
+        oldest = oldest.at[:, on_hand].set(first)
+    return jnp.stack([*still, newest, oldest], axis=3)
 
 
-def reproject(images: Array, intrinsics: Array, sources: Array, targets: Array, planes: Array) -> Array:
+def _from_stand(images: Array, intrinsics: Array, poses: Array, on_hand: Array, stand: Array, height: float) -> Array:
+    """The oldest frame of camera `stand` as the hand's cameras will see it, [B, hand views, K, H, W, C]."""
+    future = poses[:, on_hand, images.shape[2] :]
+    planes = jnp.broadcast_to(jnp.array([0.0, 0.0, 1.0, height]), (*future.shape[:3], 4))
+    to_each = lambda leaf: jnp.repeat(leaf[:, None], len(on_hand), axis=1)
+    image, source = to_each(images[:, stand, :1]), to_each(poses[:, stand, :1])
+    return reproject(image, intrinsics[:, on_hand], source, future, planes, to_each(intrinsics[:, stand]))
+
+
+def reproject(
+    images: Array, intrinsics: Array, sources: Array, targets: Array, planes: Array, seen_with: Array | None = None
+) -> Array:
     """Frames of the past as seen from other places; a pixel takes the newest frame that shows its point of the plane.
 
     Args:
         images: float [..., S, H, W, C], oldest first.
-        intrinsics: float [..., 3, 3], of all frames, in pixels.
+        intrinsics: float [..., 3, 3], in pixels, of the frames to make.
         sources: float [..., S, 4, 4], camera to world of `images`; "world" is any frame that the plane is fixed in.
         targets: float [..., K, 4, 4], camera to world of the frames to make.
         planes: float [..., K, 4], (n, d) of the points p with n . p = d, metres.
+        seen_with: float [..., 3, 3], intrinsics of `images`, where they are other ones.
 
     Returns: float [..., K, H, W, C]; where no frame shows the point, the newest frame as it is.
     """
     function = _reproject
     for _ in range(intrinsics.ndim - 2):
         function = jax.vmap(function)
-    return function(images, intrinsics, sources, targets, planes)
+    seen_with = intrinsics if seen_with is None else seen_with
+    return function(images, intrinsics, sources, targets, planes, seen_with)
 
 
-def _reproject(images: Array, intrinsics: Array, sources: Array, targets: Array, planes: Array) -> Array:
+def _reproject(
+    images: Array, intrinsics: Array, sources: Array, targets: Array, planes: Array, seen_with: Array
+) -> Array:
     """The same without leading axes."""
     rows, columns = images.shape[1:3]
     v, u = jnp.mgrid[:rows, :columns].astype(jnp.float32) + 0.5  # pixel centres
@@ -90,7 +110,7 @@ def _reproject(images: Array, intrinsics: Array, sources: Array, targets: Array,
         points = target[:3, 3] + distance[:, None] * rays
         canvas = images[-1].reshape(-1, images.shape[-1])
         for image, source in zip(images, sources):  # later ones cover earlier ones
-            at, depth = project(points, intrinsics, source)
+            at, depth = project(points, seen_with, source)
             inside = (at >= 0.0).all(-1) & (at[:, 0] < columns) & (at[:, 1] < rows)
             shown = inside & (depth > 0.0) & (distance > 0.0)
             canvas = jnp.where(shown[:, None], sample(image, (at[:, 1] - 0.5, at[:, 0] - 0.5)), canvas)
