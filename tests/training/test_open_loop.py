@@ -46,6 +46,8 @@ def test_hand_and_grasps_by_hand():
     np.testing.assert_allclose(quality["position"], [0.03, 0.0], atol=1e-6)
     assert quality["grasps"] == 4 and quality["held"] == 0.5
     assert quality["grasp_auroc"] == 0.75  # held 0.04, 0.01 against 0.02, 0.0: three of four pairs in order
+    all_held = replayed._replace(true_proprio=true + np.array([0.0] * 6 + [0.02, -0.02]))
+    assert hand_quality(all_held)["held"] == 1.0 and hand_quality(all_held)["grasp_auroc"] is None  # JSON has no NaN
     cut = replayed._replace(valid=np.arange(steps) < np.full((5, 1), 14))
     assert hand_quality(cut)["grasps"] == 0 and hand_quality(cut)["grasp_auroc"] is None
 

@@ -104,7 +104,7 @@ class SimulatorConfig:
 
     @property
     def condition_channels(self) -> int:
-        """Image latent (with a plane, one for every guess), mask, action map, ray direction and origin."""
+        """Image latent, mask, action map, ray direction and origin."""
         return self.autoencoder.latent_channels + 1 + self.map_channels + 6
 
     @property

@@ -101,8 +101,9 @@ def hand_quality(replayed: OpenLoop, stretch: int = 16) -> dict[str, Any]:
     Returns: "position" (m), "rotation" (rad) and "fingers" (m), lists of means over episodes, None where there is no
       such step; and of every episode's first closing of the hand that lasts `GRASP_STEPS`: "grasps", their number,
       "held", the share that hold something, and "grasp_auroc", of the imagined opening of the fingers as a score of
-      the true one being more than `HELD` (0.5: imagination does not know; NaN where all hold or none).
+      the true one being more than `HELD` (0.5: imagination does not know; None where all hold or none).
     """
+    known = lambda value: None if np.isnan(value) else float(value)
     errors = proprioception_error(replayed.imagined_proprio, replayed.true_proprio, replayed.valid)
     at_ends = {name: error[stretch - 1 :: stretch] for name, error in errors.items()}
     rows = [(row, step) for row in range(len(replayed.valid)) for step in _first_grasp(replayed, row)]
@@ -111,10 +112,10 @@ def hand_quality(replayed: OpenLoop, stretch: int = 16) -> dict[str, Any]:
         for proprio in (replayed.imagined_proprio, replayed.true_proprio)
     )
     return {
-        **{name: [None if np.isnan(value) else float(value) for value in values] for name, values in at_ends.items()},
+        **{name: [known(value) for value in values] for name, values in at_ends.items()},
         "grasps": len(rows),
         "held": float((held > HELD).mean()) if rows else None,
-        "grasp_auroc": auroc(score, held > HELD) if rows else None,
+        "grasp_auroc": known(auroc(score, held > HELD)),
     }
 
 

@@ -212,7 +212,7 @@ def train_simulator(run: Run) -> None:
         params = simulation.train_compositor(models.config, run.workdir, params, *data)
     params = simulation.train_denoiser(models.config, run.workdir, params, *data, run.geometry)
     if config.simulator.motion_width:
-        key, chunks = jax.random.key(config.seed + 31), config.rollout.num_chunks
+        key, chunks = jax.random.key(config.seed + 31), max(config.rollout.num_chunks, simulation.STRETCH_CHUNKS)
         replay = partial(reflector_training.replay_episodes, models, params, episodes, key, chunks)
         params = simulation.train_arm_motion(models.config, run.workdir, params, episodes, models.kinematics, replay)
     run.workdir.save_params("simulator", params)
