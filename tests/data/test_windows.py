@@ -60,7 +60,7 @@ def test_simulator_window():
     np.testing.assert_array_equal(window["actions"][:, 0], [5, 6])  # action t leads to frame t + 1
     assert window["previous_proprio"][0] == 3 and windows.window(0, RNG)["previous_proprio"][0] == 0
     assert window["previous_action"][0] == 4 and not windows.window(0, RNG)["previous_action"].any()
-    assert window["mask"].all()
+    assert window["time"] == 4 and window["mask"].all()
     np.testing.assert_array_equal(window["pose"][3], counting_episode(0, 6).camera_pose[5])
 
 

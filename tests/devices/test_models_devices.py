@@ -70,6 +70,7 @@ def simulator():
         proprio=noise(BATCH, config.history, 8) / 3,
         previous_proprio=noise(BATCH, 8) / 3,
         previous_action=noise(BATCH, 7) / 3,
+        grasp=noise(BATCH, 8) / 3,
         actions=noise(BATCH, config.chunk, 7),
         camera=Camera(np.tile(intrinsics, (BATCH, 1, 1, 1)), np.tile(pose, (BATCH, 1, 1, 1))),
         mask=np.ones((BATCH, config.chunk), bool),

@@ -112,7 +112,7 @@ def _scene(frames):
 
 
 def test_what_the_networks_are_told(monkeypatch):
-    """The hand's pixel and the poses, by hand, of the frame itself, of the oldest and of the newest known one.
+    """The hand's pixel and the poses, by hand, of the frame, of the oldest and the newest known one, of the grasp.
 
     The drawing does not know the newest; it is the compositor's first guess.
     """
@@ -132,13 +132,12 @@ def test_what_the_networks_are_told(monkeypatch):
     cameras = jnp.tile(pose, (1, 1, 5, 1, 1))
     images = jnp.zeros((1, 1, 3, 64, 64, 3)) + jnp.array([0.1, 0.2, 0.3])[:, None, None, None]
     drawing = {"trunk": {"pose2": {"bias": np.zeros(8)}}}
-    geometry = intrinsics[None, None], cameras, proprio, kinematics, (), 0.0
+    geometry = intrinsics[None, None], cameras, proprio, proprio[:, 3:].at[..., 0].add(-0.01), kinematics, (), 0.0
     composed, drawn = compose({"drawing": drawing, "choice": {}}, images, *geometry)
     np.testing.assert_allclose(composed, np.full((1, 1, 2, 64, 64, 3), 0.6 + 10 * 0.3), rtol=1e-5)
     np.testing.assert_allclose(drawn, np.full((1, 1, 2, 64, 64, 3), 0.6), rtol=1e-5)
     for row, frame in enumerate((3, 4)):
-        for column, at in enumerate((frame, 0, 2)):
-            x = 0.02 * at
+        for column, x in enumerate((0.02 * frame, 0.0, 0.04, 0.02 * frame - 0.01)):
             np.testing.assert_allclose(told["hand"][row, column], [(32 + 60 * x / 0.8) / 64, 0.5], atol=1e-5)
             turned = np.eye(3).ravel(), np.diag([1, -1, -1]).ravel()
             expected = [(2 * x - 0.5) / 1.5, 0, 0, 0.5, -0.25, *turned[0], *turned[1], 0.8]
@@ -167,6 +166,7 @@ def test_loss_of_pictures_that_are_the_newest_frame():
         proprio=0.0 * proprio[:, 0],  # the hand stands still
         previous_proprio=np.zeros((2, 8), np.float32),
         previous_action=np.zeros((2, 7), np.float32),
+        grasp=np.zeros((2, 8), np.float32),
         actions=np.zeros((2, frames, 7), np.float32),
         camera=Camera(*(np.repeat(x[:, None], 2, 1) for x in (intrinsics, pose))),
         mask=np.repeat([[True], [False]], frames, 1),
@@ -178,8 +178,12 @@ def test_loss_of_pictures_that_are_the_newest_frame():
     )
     images = np.asarray(decode_images(config, params, latents), np.float64)
     error, drawn = images[0, config.history - 1] - images[0, -1], images[0, 0, 0] - images[0, -1, 0]
-    mean = lambda error: np.sqrt(error**2 + 0.03**2).mean()
-    np.testing.assert_allclose(loss, mean(error) + mean(drawn), rtol=1e-4)
+    # The hand is seen at pixel (32, 32); at it an error counts ten times.
+    distance = np.hypot(*(np.mgrid[:64, :64] + 0.5 - 32))
+    weight = 1 + 9 * np.exp(-0.5 * (distance / (0.08 * 64)) ** 2)
+    mean = lambda error: np.sqrt(error**2 + 0.03**2).mean((-4, -1))
+    expected = np.average(mean(error), weights=weight) + mean(drawn[None]).mean()
+    np.testing.assert_allclose(loss, expected, rtol=1e-4)
     np.testing.assert_allclose(metrics["psnr"], -10 * np.log10((error**2).mean() / 4), rtol=1e-4)
 
 

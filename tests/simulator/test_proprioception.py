@@ -13,6 +13,7 @@ from worldenv_jax.simulator import (
     advance_proprio,
     arm_motion_loss,
     fit_kinematics,
+    last_grasps,
     proprioception_error,
 )
 from worldenv_jax.simulator.arm_motion import init_arm_motion
@@ -99,6 +100,21 @@ def test_proprioception_error_by_hand():
     np.testing.assert_allclose(error["position"], [0.025, 0.05, np.nan], atol=1e-6)
     np.testing.assert_allclose(error["rotation"], [0.1, 0.0, np.nan], atol=1e-6)
     np.testing.assert_allclose(error["fingers"], [0.005, 0.0, np.nan], atol=1e-6)
+
+
+def test_where_the_hand_was_last_open():
+    """Fingers of 8 cm: 7 cm is not open, and what is held stays held when they part a little. In two pieces, too."""
+    opening = np.array([[0.08, 0.079, 0.07, 0.04, 0.05, 0.04, 0.075, 0.08, 0.06, 0.02], [0.05] * 10], np.float32)
+    proprio = np.zeros((2, 10, 8), np.float32)
+    proprio[..., 0] = np.arange(10)
+    proprio[..., 6] = 0.5 * opening
+    proprio[..., 7] = -0.5 * opening
+    expected = [[0, 1, 1, 1, 1, 1, 6, 7, 7, 7], [0] * 10]  # never open: where it was at the start
+    whole = np.asarray(last_grasps(Kinematics.osc_pose(), proprio[:, 0], proprio))
+    np.testing.assert_array_equal(whole[..., 0], expected)
+    np.testing.assert_array_equal(whole[0, 5], proprio[0, 1])
+    rest = last_grasps(Kinematics.osc_pose(), whole[:, 3], proprio[:, 4:])
+    np.testing.assert_array_equal(rest, whole[:, 4:])
 
 
 def test_errors_name_the_lengths():

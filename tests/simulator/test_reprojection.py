@@ -89,19 +89,28 @@ def _hand_poses(*places, turn=0.0):
 
 
 def test_what_the_hand_carries_moves_by_whole_pixels():
-    """A hand that moves sideways before a still camera takes the picture along: focal length times way over depth."""
+    """A hand that moves sideways before a still camera takes the picture along: focal length times way over depth.
+
+    The oldest frame follows the hand's way since the grasp only.
+    """
     rng = np.random.default_rng(2)
     images = rng.uniform(-1, 1, (1, 1, 2, SIZE, SIZE, 3)).astype(np.float32)
     pose = np.tile(_looking_down(0, 0, 0.9), (1, 1, 4, 1, 1)).astype(np.float32)
     # 0.6 m away from the camera and f = 30: 0.02 m is a pixel. The camera's x axis is the world's, mirrored by f < 0.
     hand = _hand_poses((0, 0, 0.3), (0.02, 0, 0.3), (0.06, 0, 0.3), (0.02, -0.04, 0.3))
-    guesses = np.asarray(guess_frames(images, np.tile(INTRINSICS, (1, 1, 1, 1)), pose, hand, (), HEIGHT))
+    grasps = _hand_poses((0.02, 0, 0.3), (0.02, -0.02, 0.3))
+    guesses = np.asarray(guess_frames(images, np.tile(INTRINSICS, (1, 1, 1, 1)), pose, hand, grasps, (), HEIGHT))
     assert guesses.shape == (1, 1, 2, 4, SIZE, SIZE, 3)
     for k in range(2):
         np.testing.assert_array_equal(guesses[0, 0, k, 0], images[0, 0, 1])  # still, newest
         np.testing.assert_array_equal(guesses[0, 0, k, 1], images[0, 0, 0])  # still, oldest
     inner = slice(4, -4)
-    for (k, guess, known), (right, down) in {(0, 2, 1): (-2, 0), (0, 3, 0): (-3, 0), (1, 2, 1): (0, 2)}.items():
+    for (k, guess, known), (right, down) in {
+        (0, 2, 1): (-2, 0),
+        (0, 3, 0): (-2, 0),
+        (1, 2, 1): (0, 2),
+        (1, 3, 0): (0, 1),
+    }.items():
         moved = np.roll(images[0, 0, known], (down, right), axis=(0, 1))
         np.testing.assert_allclose(guesses[0, 0, k, guess][inner, inner], moved[inner, inner], atol=2e-4)
 
@@ -114,7 +123,7 @@ def test_guesses_of_a_camera_on_the_hand():
     poses = np.tile(np.stack(places), (1, 2, 1, 1, 1)).astype(np.float32)
     hand = _hand_poses(*((0.04 * t, 0, 0.4) for t in range(5)))
     intrinsics = np.tile(INTRINSICS, (1, 2, 1, 1)).astype(np.float32)
-    guesses = np.asarray(guess_frames(images, intrinsics, poses, hand, (1,), HEIGHT))
+    guesses = np.asarray(guess_frames(images, intrinsics, poses, hand, hand[:, 3:], (1,), HEIGHT))
     planes = np.tile(FLOOR, (2, 1))
     for guess, order in ((0, 1), (1, -1)):
         expected = reproject(images[0, 1, ::order], intrinsics[0, 1], poses[0, 1, :3][::order], poses[0, 1, 3:], planes)
@@ -132,7 +141,8 @@ def test_a_camera_on_the_hand_is_shown_what_the_standing_one_sees():
     images[0, 0, 0] = np.stack([np.sin(5 * x), np.cos(4 * y), np.sin(3 * (x + y))], -1)
     poses = np.stack([np.tile(stand, (4, 1, 1)), np.stack(hand)])[None].astype(np.float32)
     intrinsics = np.stack([wide, INTRINSICS])[None].astype(np.float32)
-    guesses = np.asarray(guess_frames(images, intrinsics, poses, np.stack(hand)[None].astype(np.float32), (1,), HEIGHT))
+    moved = np.stack(hand)[None].astype(np.float32)
+    guesses = np.asarray(guess_frames(images, intrinsics, poses, moved, moved[:, 2:], (1,), HEIGHT))
     for k in range(2):
         error = np.abs(guesses[0, 1, k, 3] - _picture(hand[2 + k])).max(-1)
         assert np.quantile(error, 0.9) < 0.1  # a pixel of the standing camera covers several of the hand's

@@ -197,6 +197,7 @@ def _batch(params, count=2):
         proprio=proprio,
         previous_proprio=proprio[:, -1],
         previous_action=np.zeros((count, 7), np.float32),
+        grasp=proprio[:, -1],
         actions=_actions(count),
         camera=_camera(count),
         mask=np.ones((count, CONFIG.chunk), bool),
@@ -316,11 +317,11 @@ def test_the_first_picture_is_what_the_denoiser_corrects(guess):
     pose = np.diag([1.0, -1, -1, 1]).astype(np.float32)
     pose[2, 3] = 0.8
     camera = Camera(*(jnp.tile(leaf, (1, 2, 1, 1)) for leaf in (intrinsics, pose)))
-    actions = np.zeros((1, config.chunk, 7), np.float32)
+    actions, grasps = np.zeros((1, config.chunk, 7), np.float32), proprio[:, config.history :] - 0.01
 
     @jax.jit
     def run(params):
-        inputs = chunk_inputs(config, params, history, proprio, actions, camera, STATISTICS, KINEMATICS)
+        inputs = chunk_inputs(config, params, history, proprio, grasps, actions, camera, STATISTICS, KINEMATICS)
         prepared = prepare(config, params, inputs, jnp.zeros((1, 2, config.unet.context_width)))
         last = noise_schedule(config.schedule).alphas_cumprod.shape[0] - 1
         latents = inputs.image_latents.at[:, :, config.history :].set(rng.normal())
@@ -329,7 +330,7 @@ def test_the_first_picture_is_what_the_denoiser_corrects(guess):
     hand = hand_poses(proprio)
     poses = camera_poses(config, hand, camera.pose)
     images = decode_images(config, params, history)
-    guesses = guess_frames(images, camera.intrinsics, poses, hand, (1,), config.plane_height)
+    guesses = guess_frames(images, camera.intrinsics, poses, hand, hand_poses(grasps), (1,), config.plane_height)
     guesses = guesses.at[:, 0, :, :2].set(guesses[:, 0, :, 1::-1])
     picture = guesses[:, :, :, guess] if guess < 4 else jnp.zeros_like(guesses[:, :, :, 0])
     expected = encode_images(config, params, picture)

@@ -109,7 +109,10 @@ def benchmark_simulator(config: ExperimentConfig, options: argparse.Namespace) -
     def condition(params):
         history = jnp.repeat(encode_frames(simulator, params, starts.images)[:, :, None], simulator.history, axis=2)
         proprio = jnp.zeros((batch, simulator.frames, 8))
-        inputs = chunk_inputs(simulator, params, history, proprio, actions, starts.camera, STATISTICS, kinematics)
+        grasps = proprio[:, simulator.history :]
+        inputs = chunk_inputs(
+            simulator, params, history, proprio, grasps, actions, starts.camera, STATISTICS, kinematics
+        )
         tokens = encode_image_tokens(simulator, params, starts.images.astype(jnp.float32) / 127.5 - 1.0)
         return prepare(simulator, params, inputs, tokens), inputs.image_latents
 

@@ -82,11 +82,12 @@ class PolicyWindows:
 class SimulatorWindows:
     """Sparse memory of the frames up to t, and the K frames after it with the actions that led there.
 
-    Keys, F history frames before K future ones: episode int32 (its number), frames uint8 [F+K, V, H, W, 3], proprio
-    float32 [F+K, 8], previous_proprio float32 [8] (at t - 1; at 0 where t is 0), previous_action float32 [7]
-    (environment action of t - 1; zeros where t is 0), intrinsics float32 [F+K, V, 3, 3], pose float32 [F+K, V, 4, 4],
-    actions float32 [K, 7] (environment actions t to t + K - 1), mask bool [F+K], False where an episode of fewer than K
-    steps was filled up by repeating its last frame. Successful and failed episodes are two groups.
+    Keys, F history frames before K future ones: episode int32 (its number), time int32 (t), frames uint8
+    [F+K, V, H, W, 3], proprio float32 [F+K, 8], previous_proprio float32 [8] (at t - 1; at 0 where t is 0),
+    previous_action float32 [7] (environment action of t - 1; zeros where t is 0), intrinsics float32 [F+K, V, 3, 3],
+    pose float32 [F+K, V, 4, 4], actions float32 [K, 7] (environment actions t to t + K - 1), mask bool [F+K], False
+    where an episode of fewer than K steps was filled up by repeating its last frame. Successful and failed episodes are
+    two groups.
     """
 
     def __init__(self, episodes: Sequence[Episode], history: Callable[[int], np.ndarray], chunk: int):
@@ -110,6 +111,7 @@ class SimulatorWindows:
         frames = np.minimum(frames, episode.num_steps)
         return {
             "episode": np.int32(number),
+            "time": np.int32(t),
             "frames": episode.images[frames],
             "proprio": episode.proprio[frames],
             "previous_proprio": episode.proprio[max(t - 1, 0)],

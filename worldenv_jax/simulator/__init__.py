@@ -20,6 +20,7 @@ from worldenv_jax.simulator.proprioception import (
     Kinematics,
     advance_proprio,
     fit_kinematics,
+    last_grasps,
     proprioception_error,
 )
 from worldenv_jax.simulator.world_simulator import (
@@ -50,6 +51,7 @@ __all__ = [
     "fit_kinematics",
     "history_steps",
     "init_simulator",
+    "last_grasps",
     "make_simulator_fns",
     "measure_latent_scale",
     "principal_components",

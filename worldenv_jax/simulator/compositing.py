@@ -20,7 +20,7 @@ from worldenv_jax.types import Array, Params
 
 PATCH = 4  # pixels; a cell of the grid that is computed on
 FIRST_GUESS = 2.0  # logit of the first guess at the start, beside zeros
-TIMES = 3  # whose poses are told: the frame's own, the oldest and the newest known frame's
+TIMES = 4  # whose poses are told: the frame's own, the oldest and the newest known frame's, the last grasp's
 POSE = 3 + 2 + 9 + 9 + 1  # features of one of them
 
 
@@ -121,6 +121,7 @@ def compose(
     intrinsics: Array,
     cameras: Array,
     proprio: Array,
+    grasps: Array,
     kinematics: Kinematics,
     hand_views: tuple[int, ...],
     plane_height: float,
@@ -133,21 +134,24 @@ def compose(
         intrinsics: float [B, V, 3, 3], in pixels.
         cameras: float [B, V, F + K, 4, 4], camera to world.
         proprio: float32 [B, F + K, 8].
+        grasps: float32 [B, K, 8], `last_grasps` of the frames to come.
         kinematics: for its workspace and fingers, the units of poses here.
         hand_views, plane_height: as in `guess_frames`.
     Returns: float32 [B, V, K, H, W, 3] in [-1, 1]; and of the standing cameras the oldest frame with the arm redrawn.
     """
     hand, (views, known, *frame) = hand_poses(proprio), images.shape[1:]
-    guesses = guess_frames(images, intrinsics, cameras, hand, hand_views, plane_height)
-    place, pose = _where(intrinsics, cameras, hand, proprio, kinematics)
+    guesses = guess_frames(images, intrinsics, cameras, hand, hand_poses(grasps), hand_views, plane_height)
+    told = _where(intrinsics, cameras, proprio, kinematics)
+    of_grasps = _where(intrinsics, cameras[:, :, known:], grasps, kinematics)
 
-    def told(x: Array) -> Array:
-        """[B, V, F + K, D] to [B, V, K, TIMES, D]."""
+    def at_times(x: Array, of_grasps: Array) -> Array:
+        """[B, V, F + K, D] and [B, V, K, D] to [B, V, K, TIMES, D]."""
         future = x[:, :, known:]
         oldest, newest = (jnp.broadcast_to(x[:, :, i, None], future.shape) for i in (0, known - 1))
-        return jnp.stack([future, oldest, newest], axis=3)
+        return jnp.stack([future, oldest, newest, of_grasps], axis=3)
 
-    place, pose = told(place) / jnp.array([frame[1], frame[0]]), told(pose)
+    place, pose = (at_times(*x) for x in zip(told, of_grasps))
+    place = place / jnp.array([frame[1], frame[0]])
     merge = lambda x: x.reshape(-1, *x.shape[3:])
     width = params["drawing"]["trunk"]["pose2"]["bias"].size
     on_stand = jnp.array([view for view in range(views) if view not in hand_views], jnp.int32)
@@ -161,10 +165,9 @@ def compose(
     return composed.reshape(*guesses.shape[:3], *frame), drawn
 
 
-def _where(
-    intrinsics: Array, cameras: Array, hand: Array, proprio: Array, kinematics: Kinematics
-) -> tuple[Array, Array]:
+def _where(intrinsics: Array, cameras: Array, proprio: Array, kinematics: Kinematics) -> tuple[Array, Array]:
     """The hand's pixel [B, V, T, 2], and poses [B, V, T, POSE]: in the world, then from the camera."""
+    hand = hand_poses(proprio)
     pixels, depth = project(hand[:, None, :, None, :3, 3], intrinsics[:, :, None], cameras)
     low, high = jnp.maximum(kinematics.position_low, -1.0), jnp.minimum(kinematics.position_high, 1.0)  # may be endless
     position = (2.0 * proprio[..., :3] - low - high) / (high - low)

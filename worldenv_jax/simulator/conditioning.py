@@ -140,6 +140,7 @@ def chunk_inputs(
     params: Params,
     history: Array,
     proprio: Array,
+    grasps: Array,
     actions: Array,
     camera: Camera,
     statistics: Statistics,
@@ -150,6 +151,7 @@ def chunk_inputs(
     Args:
         history: float [B, V, F, h, w, c], scaled latents.
         proprio: float32 [B, F + K, 8], of history and future frames.
+        grasps: float32 [B, K, 8], `last_grasps` of the future frames.
         actions: float32 [B, K, 7], normalised.
         camera: of the frame that proprio[:, 0] belongs to; leaves [B, V, ...].
     """
@@ -177,7 +179,7 @@ def chunk_inputs(
     image_latents = repeat_last(history, config.chunk)
     if config.compositor_width:
         images = jax.lax.stop_gradient(decode_images(config, params, history))
-        first, _ = compose_pictures(config, params, images, proprio, camera, kinematics)
+        first, _ = compose_pictures(config, params, images, proprio, grasps, camera, kinematics)
         image_latents = image_latents.at[:, :, future].set(encode_images(config, params, first))
     return ChunkInputs(
         image_latents=image_latents,
@@ -201,16 +203,23 @@ def camera_poses(config: SimulatorConfig, hand: Array, pose: Array) -> Array:
 
 
 def compose_pictures(
-    config: SimulatorConfig, params: Params, images: Array, proprio: Array, camera: Camera, kinematics: Kinematics
+    config: SimulatorConfig,
+    params: Params,
+    images: Array,
+    proprio: Array,
+    grasps: Array,
+    camera: Camera,
+    kinematics: Kinematics,
 ) -> tuple[Array, Array]:
     """First pictures of the frames after images float [B, V, F, H, W, 3] in [-1, 1]; see `compose`.
 
     Args:
         proprio: float32 [B, F + K, 8], of known and future frames.
+        grasps: float32 [B, K, 8], `last_grasps` of the future frames.
         camera: of the frame that proprio[:, 0] belongs to; leaves [B, V, ...].
     """
     poses = camera_poses(config, hand_poses(proprio), camera.pose)
-    geometry = camera.intrinsics, poses, proprio, kinematics, config.hand_views, config.plane_height
+    geometry = camera.intrinsics, poses, proprio, grasps, kinematics, config.hand_views, config.plane_height
     return compose(params["compositor"], images, *geometry)
 
 

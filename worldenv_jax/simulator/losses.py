@@ -8,8 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from worldenv_jax.simulator.action_maps import project
 from worldenv_jax.simulator.autoencoder import Autoencoder
 from worldenv_jax.simulator.conditioning import (
+    camera_poses,
     chunk_inputs,
     compose_pictures,
     decode_images,
@@ -26,11 +28,20 @@ from worldenv_jax.simulator.noise_schedule import (
     trailing_timesteps,
     v_target,
 )
-from worldenv_jax.simulator.proprioception import Kinematics, advance_proprio, finger_opening, relative_pose
+from worldenv_jax.simulator.poses import hand_poses
+from worldenv_jax.simulator.proprioception import (
+    Kinematics,
+    advance_proprio,
+    finger_opening,
+    last_grasps,
+    relative_pose,
+)
 from worldenv_jax.types import Array, Camera, GeometryFn, Params, Statistics
 
 CHAIN = 4  # pictures that the compositor is unrolled over
 CHARBONNIER = 0.03  # of the range [-1, 1]: smaller errors count quadratically
+HAND_WEIGHT = 9.0  # what errors at the hand count beside 1 elsewhere
+HAND_RADIUS = 0.08  # of the image's width
 
 
 class SimulatorBatch(NamedTuple):
@@ -46,6 +57,7 @@ class SimulatorBatch(NamedTuple):
     proprio: Array  # float32 [B, F, 8], of the history
     previous_proprio: Array  # float32 [B, 8], one step before s; that of s where s = 0
     previous_action: Array  # float32 [B, 7], environment action of step s - 1; zeros where s = 0
+    grasp: Array  # float32 [B, 8], where the hand was last open, as of s
     actions: Array  # float32 [B, K, 7], normalised, of the steps s .. s + K - 1
     camera: Camera  # of the oldest history frame, leaves [B, V, ...]
     mask: Array  # bool [B, K], False on future frames that do not exist
@@ -125,8 +137,9 @@ def compositor_loss(
 ) -> tuple[Array, dict[str, Array]]:
     """Charbonnier errors of a chain of pictures, each composed of the one before it, and of the arms drawn for them.
 
-    Absolute errors where they are large, so that an edge is put in one place instead of faintly in two. A chain has
-    `CHAIN` pictures, 1 to K frames apart; `batch` has CHAIN * K future frames.
+    Absolute errors where they are large, so that an edge is put in one place instead of faintly in two. Those near the
+    hand count more: what it holds is a handful of pixels, and rewards depend on it. A chain has `CHAIN` pictures, 1 to
+    K frames apart; `batch` has CHAIN * K future frames.
 
     Returns: the loss, and {"psnr"} (decibels at a range of 255).
     """
@@ -136,16 +149,18 @@ def compositor_loss(
     known, future = jnp.split(batch.latents, [config.history], axis=1)
     images = decode_images(config, params, jnp.moveaxis(jnp.concatenate([known, choose(future)], axis=1), 2, 1))
     images, truth = jnp.split(images, [config.history], axis=2)
-    future, proprio = choose(predict_proprio(config, params, batch, statistics, kinematics)), batch.proprio
+    future, grasps = (choose(p) for p in predict_proprio(config, params, batch, statistics, kinematics))
+    proprio = batch.proprio
     weight = choose(batch.mask).astype(jnp.float32)
     on_stand = jnp.array([view for view in range(config.views) if view not in config.hand_views], jnp.int32)
-    charbonnier = lambda error: jnp.sqrt(error + CHARBONNIER**2).mean((1, 2, 3, 4, 5))
+    charbonnier = lambda error, weight=1.0: (weight * jnp.sqrt(error + CHARBONNIER**2)).mean((1, 2, 3, 4, 5))
     absolute, squared = [], []
     for i in range(CHAIN):
         there = jnp.concatenate([proprio, future[:, i : i + 1]], axis=1)
-        picture, drawn = compose_pictures(config, params, images, there, batch.camera, kinematics)
+        picture, drawn = compose_pictures(config, params, images, there, grasps[:, i : i + 1], batch.camera, kinematics)
         error = jnp.square(picture - truth[:, :, i : i + 1])
-        absolute.append(charbonnier(error) + charbonnier(jnp.square(drawn - truth[:, on_stand, i : i + 1])))
+        near = hand_weight(config, there, batch.camera)[:, :, -1:]
+        absolute.append(charbonnier(error, near) + charbonnier(jnp.square(drawn - truth[:, on_stand, i : i + 1])))
         squared.append(error.mean((1, 2, 3, 4, 5)))
         images = images.at[:, :, -1:].set(jax.lax.stop_gradient(picture))
         proprio = there.at[:, -2].set(there[:, -1])[:, :-1]
@@ -153,17 +168,39 @@ def compositor_loss(
     return mean(absolute), {"psnr": -10.0 * jnp.log10(mean(squared) / 4.0)}
 
 
+def hand_weight(config: SimulatorConfig, proprio: Array, camera: Camera) -> Array:
+    """1 + HAND_WEIGHT at the hand's pixel, falling to 1 around it, divided by its mean over the image.
+
+    Args:
+        proprio: float32 [B, T, 8].
+        camera: of the frame that proprio[:, 0] belongs to; leaves [B, V, ...].
+    Returns: float32 [B, V, T, H, W, 1].
+    """
+    (height, width), hand = config.image_size, hand_poses(proprio)
+    poses = camera_poses(config, hand, camera.pose)
+    at, _ = project(hand[:, None, :, None, :3, 3], camera.intrinsics[:, :, None], poses)
+    y, x = jnp.mgrid[:height, :width] + 0.5
+    squared = jnp.square(jnp.stack([x, y], axis=-1) - at[..., None, :]).sum(-1)
+    weight = 1.0 + HAND_WEIGHT * jnp.exp(-0.5 * squared / (HAND_RADIUS * width) ** 2)
+    return (weight / weight.mean((-2, -1), keepdims=True))[..., None]
+
+
 def predict_proprio(
     config: SimulatorConfig, params: Params, batch: SimulatorBatch, statistics: Statistics, kinematics: Kinematics
-) -> Array:
-    """Proprioception [B, K, 8] of a batch's future frames, as a roll-out predicts it where its pictures are true."""
+) -> tuple[Array, Array]:
+    """Proprioception [B, K, 8] of a batch's future frames, as a roll-out predicts it where its pictures are true.
+
+    Returns: it, and its `last_grasps` [B, K, 8].
+    """
     commands = statistics.unnormalize_action(batch.actions)
     if "arm_motion" not in params:
-        return advance_proprio(kinematics, batch.previous_proprio, batch.proprio[:, -1], commands)
-    known = batch.proprio.shape[1] - 1
-    pictures = batch.latents[:, known : -1 : config.chunk, jnp.array(config.motion_views)]
-    motion = batch.previous_action, params["arm_motion"], pictures
-    return advance_proprio(kinematics, batch.previous_proprio, batch.proprio[:, -1], commands, *motion)
+        motion = ()
+    else:
+        known = batch.proprio.shape[1] - 1
+        pictures = batch.latents[:, known : -1 : config.chunk, jnp.array(config.motion_views)]
+        motion = batch.previous_action, params["arm_motion"], pictures
+    future = advance_proprio(kinematics, batch.previous_proprio, batch.proprio[:, -1], commands, *motion)
+    return future, last_grasps(kinematics, batch.grasp, future)
 
 
 def denoising_loss(
@@ -190,9 +227,9 @@ def denoising_loss(
     past = clean[:, :, : config.history]
     history = noise_history(config, past, uniform, divisor, jax.random.normal(next(keys), past.shape))
 
-    future = predict_proprio(config, params, batch, statistics, kinematics)
+    future, grasps = predict_proprio(config, params, batch, statistics, kinematics)
     proprio = jnp.concatenate([batch.proprio, future], axis=1)
-    inputs = chunk_inputs(config, params, history, proprio, batch.actions, batch.camera, statistics, kinematics)
+    inputs = chunk_inputs(config, params, history, proprio, grasps, batch.actions, batch.camera, statistics, kinematics)
     images = batch.first_images.astype(jnp.float32) / 127.5 - 1.0
     inputs = inputs._replace(geometry_tokens=encode_geometry_tokens(config, params, geometry, images))
     if config.condition_dropout:

@@ -24,6 +24,8 @@ from worldenv_jax.simulator.poses import (
 )
 from worldenv_jax.types import Array, Params
 
+OPEN = 0.9  # share of the fingers' distance from which on nothing is held
+
 
 class Kinematics(NamedTuple):
     """Numbers of the deterministic step, all float32."""
@@ -106,6 +108,23 @@ def advance_proprio(
     carry = (current[:, :3], start, current[:, 6:], relative_pose(current, previous), before)
     _, proprio = jax.lax.scan(step, carry, (jnp.swapaxes(actions, 0, 1), sight))
     return jnp.swapaxes(proprio, 0, 1)
+
+
+def last_grasps(kinematics: Kinematics, grasp: Array, proprio: Array) -> Array:
+    """Where the hand was last open: what it holds has moved with it since.
+
+    By the fingers, not by the commands: an exploring policy commands "open" for a step now and then and drops nothing.
+
+    Args:
+        grasp: float32 [B, 8], that place as known before the first step; the proprioception itself at the start.
+        proprio: float32 [B, K, 8], after each step.
+    Returns: float32 [B, K, 8], after each step; of an open hand its own place.
+    """
+    opening = kinematics.finger_open[0] - kinematics.finger_open[1]
+    is_open = finger_opening(proprio) > OPEN * opening
+    newest = jax.lax.cummax(jnp.where(is_open, jnp.arange(1, proprio.shape[1] + 1), 0), axis=1)
+    places = jnp.concatenate([grasp[:, None], proprio], axis=1)
+    return jnp.take_along_axis(places, newest[..., None], axis=1)
 
 
 def _motion_features(

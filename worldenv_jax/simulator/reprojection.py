@@ -20,7 +20,13 @@ GUESSES = 4
 
 
 def guess_frames(
-    images: Array, intrinsics: Array, poses: Array, hand: Array, hand_views: tuple[int, ...], height: float
+    images: Array,
+    intrinsics: Array,
+    poses: Array,
+    hand: Array,
+    grasps: Array,
+    hand_views: tuple[int, ...],
+    height: float,
 ) -> Array:
     """Four guesses at every future frame.
 
@@ -29,13 +35,15 @@ def guess_frames(
         intrinsics: float [B, V, 3, 3], in pixels.
         poses: float [B, V, F + K, 4, 4], camera to world.
         hand: float [B, F + K, 4, 4], hand to world.
+        grasps: float [B, K, 4, 4], where the hand of each future frame was last open.
         hand_views: the cameras on the hand; the others do not move.
         height: of the plane that the world is taken for, metres.
 
     Returns: float [B, V, K, GUESSES, H, W, C]: were everything still, the newest known frames or (where something has
-    moved away) the oldest ones; were everything fixed to the hand, the newest frame, with what the hand holds, or the
-    oldest, which in a roll-out is a true one. Instead of the last, a camera on the hand has the first standing
-    camera's oldest frame, were everything flat: its own first picture does not show all that it will come to.
+    moved away) the oldest ones; were everything fixed to the hand, the newest frame, with what the hand holds; had
+    everything followed the hand since the grasp, the oldest frame: in a roll-out it is a true one, so what is carried
+    keeps its looks. Instead of the last, a camera on the hand has the first standing camera's oldest frame, were
+    everything flat: its own first picture does not show all that it will come to.
     """
     known = images.shape[2]
     frames = poses.shape[2] - known
@@ -50,17 +58,31 @@ def guess_frames(
     )
     still = newest.at[:, on_hand].set(still(1)), oldest.at[:, on_hand].set(still(-1))
 
-    from_hand = jnp.einsum("btij,bvtjk->bvtik", inverse_transform(hand), poses[:, on_stand])
-    past, future = from_hand[:, :, :known], from_hand[:, :, known:]
-    planes = jnp.pad(future[..., :3, 2], ((0, 0),) * 3 + ((0, 1),))  # through the hand, facing the camera
-    carried = lambda i: reproject(
-        images[:, on_stand, i : i + 1], intrinsics[:, on_stand], past[:, :, i : i + 1], future, planes
+    before = jnp.broadcast_to(hand[:, known - 1 : known], grasps.shape)
+    carried = lambda frame, before: _carried(
+        frame[:, on_stand], intrinsics[:, on_stand], poses[:, on_stand, known:], before, hand[:, known:]
     )
-    newest, oldest = newest.at[:, on_stand].set(carried(known - 1)), oldest.at[:, on_stand].set(carried(0))
+    newest = newest.at[:, on_stand].set(carried(newest, before))
+    oldest = oldest.at[:, on_stand].set(carried(oldest, grasps))
     if hand_views:
         first = _from_stand(images, intrinsics, poses, on_hand, on_stand[0], height)
         oldest = oldest.at[:, on_hand].set(first)
     return jnp.stack([*still, newest, oldest], axis=3)
+
+
+def _carried(images: Array, intrinsics: Array, poses: Array, before: Array, after: Array) -> Array:
+    """Frames [B, V, K, H, W, C] of cameras that stand still, had everything moved with the hand from before to after.
+
+    Args:
+        intrinsics, poses: float [B, V, 3, 3] and [B, V, K, 4, 4].
+        before, after: float [B, K, 4, 4], hand to world.
+    """
+    seen = lambda hand: jnp.einsum("btij,bvtjk->bvtik", inverse_transform(hand), poses)
+    source, target = seen(before), seen(after)
+    planes = jnp.pad(target[..., :3, 2], ((0, 0),) * 3 + ((0, 1),))  # through the hand, facing the camera
+    intrinsics = jnp.broadcast_to(intrinsics[:, :, None], (*source.shape[:3], 3, 3))
+    one = lambda leaf: leaf[:, :, :, None]
+    return reproject(one(images), intrinsics, one(source), one(target), one(planes))[:, :, :, 0]
 
 
 def _from_stand(images: Array, intrinsics: Array, poses: Array, on_hand: Array, stand: Array, height: float) -> Array:

@@ -32,7 +32,7 @@ from worldenv_jax.simulator.conditioning import (
 from worldenv_jax.simulator.config import SimulatorConfig
 from worldenv_jax.simulator.memory import memory_slots
 from worldenv_jax.simulator.noise_schedule import as_float32, ddim_tables, guide
-from worldenv_jax.simulator.proprioception import Kinematics, advance_proprio
+from worldenv_jax.simulator.proprioception import Kinematics, advance_proprio, last_grasps
 from worldenv_jax.simulator.sampler import sample_chunk
 from worldenv_jax.simulator.video_unet import VideoUNet
 from worldenv_jax.types import (
@@ -54,6 +54,7 @@ class SimulatorState(NamedTuple):
     latents: Array  # float32 [B, V, N, h, w, c]
     proprio: Array  # float32 [B, N, 8]
     action: Array  # float32 [B, 7], the last environment action; zeros at the start
+    grasp: Array  # float32 [B, 8], where the hand was last open
     count: Array  # int32 [], filled slots; the first F all hold the first frame
     image_tokens: Array  # float [B, V * queries, D], of the first frame
     blank_tokens: Array | None  # the same for a blank image; None without guidance
@@ -142,6 +143,7 @@ def make_simulator_fns(
             latents=jnp.broadcast_to(latents[:, :, None], (*latents.shape[:2], slots, *latents.shape[2:])),
             proprio=jnp.broadcast_to(starts.proprio[:, None], (len(latents), slots, starts.proprio.shape[-1])),
             action=jnp.zeros((len(latents), ACTION_DIM)),
+            grasp=starts.proprio,
             count=jnp.int32(config.history),
             image_tokens=encode_image_tokens(config, params, images),
             blank_tokens=blank,
@@ -157,7 +159,8 @@ def make_simulator_fns(
         motion = state.action, params.get("arm_motion"), history[:, jnp.array(config.motion_views), -1][:, None]
         future = advance_proprio(kinematics, before, past[:, -1], commands, *motion)
         proprio = jnp.concatenate([past, future], axis=1)
-        inputs = chunk_inputs(config, params, history, proprio, actions, state.camera, statistics, kinematics)
+        grasps = last_grasps(kinematics, state.grasp, future)
+        inputs = chunk_inputs(config, params, history, proprio, grasps, actions, state.camera, statistics, kinematics)
         inputs = inputs._replace(geometry_tokens=state.geometry_tokens)
 
         denoise = make_denoiser(config, params, inputs, state.image_tokens, state.blank_tokens)
@@ -168,6 +171,7 @@ def make_simulator_fns(
             latents=jax.lax.dynamic_update_slice_in_dim(state.latents, latents, state.count, axis=2),
             proprio=jax.lax.dynamic_update_slice_in_dim(state.proprio, future, state.count, axis=1),
             action=commands[:, -1],
+            grasp=grasps[:, -1],
             count=state.count + config.chunk,
         )
         decode = functools.partial(decode_latents, config, params)

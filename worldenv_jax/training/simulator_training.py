@@ -31,6 +31,7 @@ from worldenv_jax.simulator import (
     denoising_loss,
     encode_frames,
     history_steps,
+    last_grasps,
     measure_latent_scale,
     principal_components,
 )
@@ -151,7 +152,7 @@ def train_compositor(
     """Fits `Compositor` to chains of frames; returns the simulator's parameters with it in place."""
     stage, simulator = config.compositor, config.simulator
     chains = replace(simulator, chunk=CHAIN * simulator.chunk)
-    sampler = make_sampler(chains, params, episodes, statistics, stage.batch_size, config.seed + 4)
+    sampler = make_sampler(chains, params, episodes, statistics, kinematics, stage.batch_size, config.seed + 4)
 
     def loss(compositor: Params, key: Array, batch: SimulatorBatch) -> tuple[Array, dict[str, Array]]:
         return compositor_loss(simulator, params | {"compositor": compositor}, key, batch, statistics, kinematics)
@@ -175,7 +176,7 @@ def train_denoiser(
     `geometry`: a frozen encoder, as in `make_simulator_fns`.
     """
     stage, simulator = config.denoiser, config.simulator
-    sampler = make_sampler(simulator, params, episodes, statistics, stage.batch_size, config.seed)
+    sampler = make_sampler(simulator, params, episodes, statistics, kinematics, stage.batch_size, config.seed)
     frozen = {name: leaf for name, leaf in params.items() if name in FROZEN}
     trained = {name: leaf for name, leaf in params.items() if name not in frozen}
 
@@ -191,10 +192,14 @@ def make_sampler(
     params: Params,
     episodes: Sequence[Episode],
     statistics: Statistics,
+    kinematics: Kinematics,
     batch_size: int,
     seed: int,
 ) -> Callable[[int], SimulatorBatch]:
     """step -> batch of windows, cut from latents that are computed here, once."""
+    steps = np.arange(max(episode.num_steps for episode in episodes) + 1)
+    proprio = np.stack([np.asarray(e.proprio[:])[np.minimum(steps, e.num_steps)] for e in episodes])
+    grasps = np.asarray(last_grasps(kinematics, proprio[:, 0], proprio))
     first_images = np.stack([np.asarray(episode.images[0]) for episode in episodes])
     latents = cache_latents(config, params, episodes)
     encoded = [replace(episode, images=array) for episode, array in zip(episodes, latents)]
@@ -210,6 +215,7 @@ def make_sampler(
             proprio=rows["proprio"][:, :history],
             previous_proprio=rows["previous_proprio"],
             previous_action=rows["previous_action"],
+            grasp=grasps[rows["episode"], rows["time"]],
             actions=np.asarray(statistics.normalize_action(rows["actions"])),
             camera=Camera(rows["intrinsics"][:, 0], rows["pose"][:, 0]),
             mask=rows["mask"][:, history:],
