@@ -10,7 +10,8 @@ second row with --set=collect.train_on_exploration=false):
     demonstrations and exploration       6.6        5.0
     demonstrations only                  5.0        2.6
 
-In LIBERO (libero_cpu, libero_object, 50 held-out episodes) it is worth nothing over 64 frames; see the README:
+In LIBERO (libero_cpu, libero_object, 50 held-out episodes; an earlier recipe) it was worth nothing over 64 frames; see
+the README:
 
     demonstrations and exploration       5.7        5.7
     demonstrations only                  6.0        5.8
