@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from worldenv_jax.configs import get_config  # noqa: E402
 from worldenv_jax.errors import run_main  # noqa: E402
 from worldenv_jax.evaluation.summary import align_columns  # noqa: E402
+from worldenv_jax.mesh import use_every_core  # noqa: E402
 from worldenv_jax.overrides import apply_overrides  # noqa: E402
 from worldenv_jax.training.judge_quality import judge_quality  # noqa: E402
 from worldenv_jax.training.pipeline import Run, in_memory  # noqa: E402
@@ -41,7 +42,10 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], help="override, as in the experiments")
     parser.add_argument("--workdir", required=True, help="a run with a trained simulator and reflector")
     arguments = parser.parse_args()
-    run = Run(apply_overrides(get_config(arguments.config), arguments.set), arguments.workdir)
+    config = apply_overrides(get_config(arguments.config), arguments.set)
+    if config.mesh.data == 0:
+        use_every_core()
+    run = Run(config, arguments.workdir)
     try:
         params = run.params("simulator"), run.params("reflector")
         rows = judge_quality(run.models, *params, in_memory(run.test_episodes))

@@ -22,6 +22,7 @@ from worldenv_jax.configs import get_config  # noqa: E402
 from worldenv_jax.errors import run_main  # noqa: E402
 from worldenv_jax.evaluation.strips import Strip, draw_strip, merge_views, save_image  # noqa: E402
 from worldenv_jax.evaluation.summary import align_columns  # noqa: E402
+from worldenv_jax.mesh import use_every_core  # noqa: E402
 from worldenv_jax.overrides import apply_overrides  # noqa: E402
 from worldenv_jax.training.open_loop import OpenLoop, hand_quality, quality_by_camera, replay_open_loop  # noqa: E402
 from worldenv_jax.training.pipeline import Run, in_memory  # noqa: E402
@@ -40,7 +41,10 @@ def main() -> None:
     parser.add_argument("--strips", help="folder for pictures")
     parser.add_argument("--pictures", type=int, default=3, help="of each outcome")
     arguments = parser.parse_args()
-    run = Run(apply_overrides(get_config(arguments.config), arguments.set), arguments.workdir)
+    config = apply_overrides(get_config(arguments.config), arguments.set)
+    if config.mesh.data == 0:
+        use_every_core()
+    run = Run(config, arguments.workdir)
     try:
         params, episodes, models = run.params("simulator"), run.exploration[1], run.models
         chosen = in_memory(episodes[:: max(1, len(episodes) // arguments.episodes)][: arguments.episodes])

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Frames of a batch, padding, and the replay of recorded actions in a world whose answer is known."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import jax
@@ -12,7 +13,7 @@ from worldenv_jax.configs import MeshConfig, get_config
 from worldenv_jax.data.episodes import Episode
 from worldenv_jax.errors import WorldEnvError
 from worldenv_jax.training import reflector_training
-from worldenv_jax.training.reflector_training import pad_steps, replay_episodes, train_reflector
+from worldenv_jax.training.reflector_training import calibrate, labels_of, pad_steps, replay_episodes, train_reflector
 from worldenv_jax.types import Camera, Prediction, SimulatorFns, Starts, Statistics, Text
 
 ONES = np.ones(7, np.float32)
@@ -79,3 +80,25 @@ def test_an_episode_longer_than_the_reflector_reads_is_refused(tmp_path):
     config = get_config("debug")
     with pytest.raises(WorldEnvError, match="an episode has 50 frames, reflector.max_frames is 49"):
         train_reflector(config, tmp_path, None, [make_episode(8, 0), make_episode(49, 0)], ("go",))
+
+
+def test_calibrating_again_changes_nothing(monkeypatch):
+    """R is judged with the temperature found before; what is fitted to it multiplies that one."""
+    config = get_config("debug")
+    config = replace(config, rollout=replace(config.rollout, num_chunks=4))
+    rng = np.random.default_rng(0)
+    episodes = [make_episode(16, 0), make_episode(12, 0)]
+    logit = 4.0 * labels_of(config, episodes) - 2.0 + rng.normal(size=(2, 16))
+    logit[:, :2] *= -1.0  # false alarms
+
+    def judge(models, params, episodes):
+        mask = pad_steps([episode.success[1:] for episode in episodes], 16)[1]
+        return 1 / (1 + np.exp(-logit / models.config.reflector.temperature)), mask
+
+    monkeypatch.setattr(reflector_training, "judge_episodes", judge)
+    first = calibrate(config, SimpleNamespace(config=config), {}, [episodes])
+    assert first["temperature"] != pytest.approx(1.0, rel=0.01)
+    told = replace(config, reflector=replace(config.reflector, temperature=first["temperature"]))
+    again = calibrate(config, SimpleNamespace(config=told), {}, [episodes])
+    assert again["temperature"] == pytest.approx(first["temperature"], rel=1e-5)
+    assert again["threshold"] == first["threshold"]

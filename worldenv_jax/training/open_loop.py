@@ -14,7 +14,7 @@ from worldenv_jax.evaluation.video_quality import open_loop_quality
 from worldenv_jax.simulator import proprioception_error
 from worldenv_jax.simulator.proprioception import finger_opening
 from worldenv_jax.training.models import Models
-from worldenv_jax.training.reflector_training import horizon, make_replay, pad_steps, recorded_chunks
+from worldenv_jax.training.reflector_training import horizon, pad_steps, replay_episodes
 from worldenv_jax.types import Params
 
 GRASP_STEPS = 12  # after the command to close the fingers have stopped
@@ -35,7 +35,7 @@ class OpenLoop(NamedTuple):
 
 
 def replay_open_loop(models: Models, params: Params, episodes: Sequence[Episode]) -> OpenLoop:
-    """Imagines what the recorded actions do, from the first frames, over the rollout's horizon, as one batch.
+    """Imagines what the recorded actions do, from the first frames, over the rollout's horizon.
 
     Args:
       models: whose simulator.
@@ -47,22 +47,19 @@ def replay_open_loop(models: Models, params: Params, episodes: Sequence[Episode]
     """
     if not episodes:
         raise WorldEnvError("open loop: there are no held-out episodes to replay")
-    chunks = models.config.rollout.num_chunks
     steps = horizon(models.config)
     truth, valid = pad_steps([np.asarray(episode.images[1:]) for episode in episodes], steps)
     proprio, _ = pad_steps([np.asarray(episode.proprio[1:]) for episode in episodes], steps)
     closing, _ = pad_steps([np.asarray(episode.actions)[:, 6] > 0 for episode in episodes], steps)
-    starts, actions = models.starts(episodes), recorded_chunks(models, episodes, chunks)
-    keys = jax.random.split(jax.random.key(0), len(episodes))
-    rollout = make_replay(models, chunks)(params, keys, starts, actions)
+    replayed = replay_episodes(models, params, episodes, jax.random.key(0), models.config.rollout.num_chunks)
     return OpenLoop(
-        context=np.asarray(starts.images),
+        context=np.stack([episode.images[0] for episode in episodes]),
         truth=truth,
-        imagined=np.asarray(rollout.frames).reshape(truth.shape),
+        imagined=pad_steps([episode.images[1:] for episode in replayed], steps)[0],
         valid=valid,
         succeeded=np.array([episode.succeeded for episode in episodes]),
         true_proprio=proprio,
-        imagined_proprio=np.asarray(rollout.proprio).reshape(proprio.shape),
+        imagined_proprio=pad_steps([episode.proprio[1:] for episode in replayed], steps)[0],
         closing=closing,
     )
 

@@ -81,7 +81,7 @@ def calibrate(
     """Temperature and eta, fitted on held-out episodes: true ones and the simulator's replays alike.
 
     Returns:
-      {"temperature": of R = sigmoid(logit / T), "threshold": eta by `choose_threshold`}.
+      {"temperature": of R = sigmoid(logit / T), whatever it was before, "threshold": eta by `choose_threshold`}.
     """
     judged = [judge_episodes(models, params, episodes) for episodes in groups]
     probability, mask = np.concatenate([p for p, _ in judged]), np.concatenate([m for _, m in judged])
@@ -92,8 +92,9 @@ def calibrate(
     logit = np.log(clipped / (1 - clipped))
     temperature = fit_temperature(logit[mask], label[mask])
     probability = 1 / (1 + np.exp(-logit / temperature))
-    limit = config.reflector_training.false_positive_rate
-    return {"temperature": temperature, "threshold": choose_threshold(probability, label, mask, limit)}
+    stage = config.reflector_training
+    eta = choose_threshold(probability, label, mask, stage.false_positive_rate, stage.least_threshold)
+    return {"temperature": temperature * models.config.reflector.temperature, "threshold": eta}
 
 
 def judge_episodes(models: Models, params: Params, episodes: Sequence[Episode]) -> tuple[np.ndarray, np.ndarray]:
