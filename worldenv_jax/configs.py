@@ -52,6 +52,10 @@ class ReflectorStageConfig(StageConfig):
     least_threshold: float = 0.5  # eta is this, or the smallest above it that keeps to the next
     false_positive_rate: float = 0.02  # per frame
 
+    def __post_init__(self):
+        if not 0.0 < self.least_threshold < 1.0:
+            raise ValueError(f"reflector_training.least_threshold is {self.least_threshold}, expected one in (0, 1)")
+
 
 @dataclass(frozen=True)
 class PostTrainingConfig:

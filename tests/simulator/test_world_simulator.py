@@ -91,6 +91,23 @@ def test_two_chunks(params, fns):
     assert prediction.success is None
 
 
+def test_the_state_knows_where_the_hand_was_last_open(params, fns):
+    """Open for a chunk, closed for two: what is held moved with the hand since it began to close."""
+    init, step = fns
+    keys, starts, actions = jax.random.split(jax.random.key(0), 3), _starts(3), _actions(3)
+    starts.proprio[:, 6:] = 0.04, -0.04
+    state, places = init(params, keys, starts), []
+    for gripper in (1.0, 0.0, 0.0):  # a policy's: 1 = open
+        actions[..., 6] = gripper
+        state, prediction = step(params, keys, state, actions)
+        places.append(np.asarray(prediction.proprio))
+    opening = places[1][..., 6] - places[1][..., 7]
+    assert (places[0][..., 6] == 0.04).all() and (opening[:, -1] < 0.07).all()
+    last_open = (opening > 0.9 * 0.08).sum(1)  # steps of the second chunk before it counts as closed
+    together = np.concatenate([places[0][:, -1:], places[1]], axis=1)
+    np.testing.assert_array_equal(state.grasp, together[np.arange(3), last_open])
+
+
 def test_proprioception_is_the_deterministic_step(params, fns):
     init, step = fns
     keys, starts, actions = jax.random.split(jax.random.key(0), 3), _starts(3), _actions(3)

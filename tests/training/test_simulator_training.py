@@ -63,6 +63,23 @@ def test_every_part_is_trained_in_turn(tmp_path):
     assert np.any(kernel(trained) != kernel(before))
 
 
+def test_batches_know_where_the_hand_was_last_open():
+    """Beside episodes of other lengths; the hand closes after step 12 and opens at step 30."""
+    episodes = [_episode(seed, steps) for seed, steps in ((0, 40), (1, 25), (2, 33))]
+    for episode in episodes:
+        episode.proprio[13:30, 6:] = 0.02, -0.02
+    config = CONFIG.simulator
+    params = init_simulator(config, jax.random.key(0))
+    sampler = training.make_sampler(config, params, episodes, STATISTICS, KINEMATICS, 16, 0)
+    batches = [sampler(step) for step in range(4)]
+    times = np.concatenate([np.rint(batch.proprio[:, -1, 0] / 0.002).astype(int) for batch in batches])
+    grasps = np.concatenate([batch.grasp for batch in batches])
+    assert ((times > 12) & (times < 30)).any() and (times >= 30).any() and (times < 12).any()
+    expected = np.where((times > 12) & (times < 30), 12, times)
+    np.testing.assert_array_equal(np.rint(grasps[:, 0] / 0.002), expected)
+    np.testing.assert_allclose(grasps[:, 6], 0.04)
+
+
 def test_the_arms_motion_is_fitted_again_to_imagined_pictures(tmp_path):
     episodes, workdir, asked = [_episode(seed) for seed in range(2)], Workdir(tmp_path, {}), []
     params = jax.tree.map(np.asarray, init_simulator(CONFIG.simulator, jax.random.key(0)))
