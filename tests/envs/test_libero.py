@@ -13,6 +13,7 @@ from worldenv_jax.envs.libero import LiberoEnvironment, installation
 from worldenv_jax.envs.libero.cameras import outside_view
 from worldenv_jax.envs.runner import run_episodes
 from worldenv_jax.errors import WorldEnvError
+from worldenv_jax.simulator import Kinematics, advance_proprio
 from worldenv_jax.types import EpisodeSpec
 
 pytest.importorskip("mujoco", reason="LIBERO is not installed: make libero")
@@ -208,6 +209,20 @@ def test_proprioception_is_what_robosuite_observes(simulation):
         ]
     )
     np.testing.assert_allclose(simulation.proprio(), expected, atol=1e-6)
+
+
+def test_imagined_proprioception_has_robosuites_angles(environment):
+    """A hand that points down turns by about pi: a vector that jumps to the other side there is news to the policy."""
+    slots = list(range(environment.num_slots))
+    angles = []
+    for seed, actions in enumerate(0.3 * random_actions(4, len(slots), 8)):
+        frames = environment.reset(slots, [EpisodeSpec(0, seed, "train", "shifted", sample=slot) for slot in slots])
+        start = frames.proprio[:, 0]
+        predicted = advance_proprio(Kinematics.osc_pose(), start, start, actions)
+        observed = environment.step(slots, actions, every_frame=True).proprio
+        np.testing.assert_allclose(predicted[..., 3:6], observed[..., 3:6], atol=1.0)  # a jump is 6
+        angles.append(np.linalg.norm(observed[..., 3:6], axis=-1))
+    assert (np.array(angles) > np.pi).any() and (np.array(angles) < np.pi).any()
 
 
 def test_a_killed_worker_changes_nothing(environment):

@@ -64,6 +64,20 @@ def test_rotation_is_applied_in_the_base_frame():
     np.testing.assert_allclose(rotated, [0, 0, 1], atol=1e-5)
 
 
+def test_the_axis_does_not_jump_at_a_half_turn():
+    """LIBERO's hand points down, half a turn about x: robosuite's angles go on beyond pi, and so must imagined ones."""
+    start = START.copy()
+    start[0, 3] = 3.0
+    actions = np.zeros((1, 4, 7), np.float32)
+    actions[0, :, 3] = 0.1, 0.1, 0.1, -0.2  # 0.5 rad each
+    one_by_one = [start]
+    for step in range(4):
+        one_by_one.append(advance_proprio(Kinematics.osc_pose(), start, one_by_one[-1], actions[:, step : step + 1])[:, 0])
+    at_once = np.asarray(advance_proprio(Kinematics.osc_pose(), start, start, actions))[0]
+    for after in (at_once, np.concatenate(one_by_one[1:])):
+        np.testing.assert_allclose(after[:, 3:6], [[x, 0, 0] for x in (3.05, 3.1, 3.15, 3.05)], atol=1e-5)
+
+
 def test_relative_pose_near_a_half_turn():
     """The hand of LIBERO points down: its axis-angle vector lies near pi and flips sign."""
     before = np.array([0, 0, 0, np.pi - 0.01, 0, 0, 0, 0], np.float32)

@@ -15,12 +15,20 @@ def quaternion_from_axis_angle(axis_angle: Array) -> Array:
 
 
 def axis_angle_from_quaternion(quaternion: Array) -> Array:
-    """Unit quaternions [..., 4] to axis-angle vectors [..., 3] with an angle in [0, pi], as robosuite does."""
+    """Unit quaternions [..., 4] to axis-angle vectors [..., 3] with an angle in [0, 2 pi], as robosuite does.
+
+    q and -q are the same rotation by two vectors. A hand that points down is near half a turn: where its quaternion goes
+    on without a jump, so does the vector.
+    """
     xp = quaternion.__array_namespace__()
-    quaternion = xp.where(quaternion[..., 3:] < 0, -quaternion, quaternion)
     vector = quaternion[..., :3]
     sine = xp.sqrt(xp.sum(vector**2, axis=-1, keepdims=True) + 1e-24)
     return vector / sine * 2.0 * xp.arctan2(sine, quaternion[..., 3:])
+
+
+def shortest_quaternion(quaternion: Array) -> Array:
+    """The one of q and -q [..., 4] that turns by at most pi."""
+    return quaternion.__array_namespace__().where(quaternion[..., 3:] < 0, -quaternion, quaternion)
 
 
 def multiply_quaternions(a: Array, b: Array) -> Array:

@@ -4,7 +4,8 @@
 LIBERO's controller moves the hand by a share of the commanded delta and keeps a part of its speed, so a step is
 `delta_t = gain * action_t + momentum * delta_{t-1}`; the fingers approach their command at a limited speed. That step
 lags behind the arm by centimetres within a second; `arm_motion.ArmMotion`, a small network, learns what it misses.
-Proprioception is position (3), axis-angle (3) and finger positions (2); actions are environment actions.
+Proprioception is position (3), axis-angle (3, as robosuite's: `axis_angle_from_quaternion`) and finger positions (2);
+actions are environment actions.
 """
 
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ from worldenv_jax.simulator.poses import (
     matrix_from_quaternion,
     multiply_quaternions,
     quaternion_from_axis_angle,
+    shortest_quaternion,
 )
 from worldenv_jax.types import Array, Params
 
@@ -50,7 +52,8 @@ class Kinematics(NamedTuple):
 def relative_pose(proprio: Array, reference: Array) -> Array:
     """Motion from `reference` to `proprio`, [..., 8] each: metres and a base-frame rotation vector, [..., 6]."""
     rotation, start = (quaternion_from_axis_angle(p[..., 3:6]) for p in (proprio, reference))
-    turned = axis_angle_from_quaternion(multiply_quaternions(rotation, conjugate_quaternion(start)))
+    turned = multiply_quaternions(rotation, conjugate_quaternion(start))
+    turned = axis_angle_from_quaternion(shortest_quaternion(turned))
     return jnp.concatenate([proprio[..., :3] - reference[..., :3], turned], axis=-1)
 
 
