@@ -9,7 +9,8 @@ import pytest
 from worldenv_jax.evaluation.gate import GateConfig, GateRefused, evaluate_gate
 
 JUDGE = {"auroc": 0.95, "false_positive_rate": 0.02, "calibration_error": 0.05}
-OUTCOMES = {"imagined": {"correlation": 0.6}}
+POLICY = {"imagined_success": {"mean": 0.3}, "true_success": {"mean": 0.4}}
+OUTCOMES = {"imagined": {"correlation": 0.6}, "policy": POLICY}
 CONFIG = GateConfig(copy_margin_success=3.0, copy_margin_failure=1.5, true_auroc=0.9, imagined_auroc=0.85)
 
 
@@ -28,8 +29,21 @@ def test_good_figures_pass():
     result = evaluate_gate(simulator_figures(), {"true": JUDGE, "imagined": JUDGE}, OUTCOMES, CONFIG)
     assert result.passed
     result.check()
-    assert len(result.rows) == 11
+    assert len(result.rows) == 12
     assert result.rows[0].figure == pytest.approx(4.0)
+    assert result.rows[-1].figure == pytest.approx(0.75)
+
+
+def test_a_policy_that_imagination_confuses_is_refused():
+    """Whoever recorded the episodes is asked; where it was somebody else, nobody."""
+    judges = {"true": JUDGE, "imagined": JUDGE}
+    lost = OUTCOMES | {"policy": {**POLICY, "imagined_success": {"mean": 0.1}}}
+    with pytest.raises(GateRefused, match="imagined successes of the policy per true one: 0.25, must be at least 0.5"):
+        evaluate_gate(simulator_figures(), judges, lost, CONFIG).check()
+    never = OUTCOMES | {"policy": {**POLICY, "true_success": {"mean": 0.0}}}
+    assert not evaluate_gate(simulator_figures(), judges, never, CONFIG).passed
+    by_others = evaluate_gate(simulator_figures(), judges, {"imagined": {"correlation": 0.6}}, CONFIG)
+    assert by_others.passed and len(by_others.rows) == 11
 
 
 def test_refusal_lists_every_failed_row_and_the_flag():

@@ -70,10 +70,11 @@ def test_the_axis_does_not_jump_at_a_half_turn():
     start[0, 3] = 3.0
     actions = np.zeros((1, 4, 7), np.float32)
     actions[0, :, 3] = 0.1, 0.1, 0.1, -0.2  # 0.5 rad each
+    advance = lambda now, actions: np.asarray(advance_proprio(Kinematics.osc_pose(), start, now, actions))
     one_by_one = [start]
     for step in range(4):
-        one_by_one.append(advance_proprio(Kinematics.osc_pose(), start, one_by_one[-1], actions[:, step : step + 1])[:, 0])
-    at_once = np.asarray(advance_proprio(Kinematics.osc_pose(), start, start, actions))[0]
+        one_by_one.append(advance(one_by_one[-1], actions[:, step : step + 1])[:, 0])
+    at_once = advance(start, actions)[0]
     for after in (at_once, np.concatenate(one_by_one[1:])):
         np.testing.assert_allclose(after[:, 3:6], [[x, 0, 0] for x in (3.05, 3.1, 3.15, 3.05)], atol=1e-5)
 

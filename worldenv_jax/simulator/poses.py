@@ -17,8 +17,8 @@ def quaternion_from_axis_angle(axis_angle: Array) -> Array:
 def axis_angle_from_quaternion(quaternion: Array) -> Array:
     """Unit quaternions [..., 4] to axis-angle vectors [..., 3] with an angle in [0, 2 pi], as robosuite does.
 
-    q and -q are the same rotation by two vectors. A hand that points down is near half a turn: where its quaternion goes
-    on without a jump, so does the vector.
+    q and -q are the same rotation by two vectors. A hand that points down is near half a turn: where its quaternion
+    goes on without a jump, so does the vector.
     """
     xp = quaternion.__array_namespace__()
     vector = quaternion[..., :3]

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Measures simulator and reflector on held-out exploration and applies the gate (`evaluation/gate.py`).
 
-Everything is measured over the horizon that post-training will use, from first frames, open loop.
+Everything is measured over the horizon that post-training will use, from first frames: recorded actions open loop, and
+the policy that recorded them in closed loop.
 """
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import jax
 import numpy as np
@@ -18,8 +20,12 @@ from worldenv_jax.evaluation.gate import GateResult, evaluate_gate
 from worldenv_jax.evaluation.reflector_quality import calibration_figures, figures_per_task, judge_curves
 from worldenv_jax.evaluation.strips import Strip, draw_strip, merge_views, save_image
 from worldenv_jax.evaluation.video_quality import action_sensitivity, open_loop_quality
+from worldenv_jax.mesh import shard_state, split_rows
+from worldenv_jax.rollout import RolloutParams
 from worldenv_jax.simulator import proprioception_error
+from worldenv_jax.training.imagination import judged_successes
 from worldenv_jax.training.models import Models
+from worldenv_jax.training.post_training import make_imagine
 from worldenv_jax.training.reflector_training import (
     horizon,
     judge_episodes,
@@ -27,25 +33,26 @@ from worldenv_jax.training.reflector_training import (
     pad_steps,
     replay_episodes,
 )
-from worldenv_jax.training.workdir import Workdir
-from worldenv_jax.types import Params
+from worldenv_jax.training.workdir import Workdir, mesh_from_config
 
 
 def measure_gate(
     config: ExperimentConfig,
     workdir: Workdir,
     models: Models,
-    simulator_params: Params,
-    reflector_params: Params,
+    params: RolloutParams,
     held_out: Sequence[Episode],
 ) -> GateResult:
-    """Replays held-out episodes in the simulator, judges true and imagined frames, writes gate.json and strips."""
+    """Replays held-out episodes in the simulator, judges true and imagined frames, writes gate.json and strips.
+
+    `params.policy`: of the policy that explored.
+    """
     episodes = [replace(episode, images=np.asarray(episode.images[:])) for episode in held_out]
     chunks = config.rollout.num_chunks
     key = jax.random.key(config.seed + 10)
-    imagined = replay_episodes(models, simulator_params, episodes, key, chunks)
-    still = replay_episodes(models, simulator_params, [_without_motion(e) for e in episodes], key, chunks)
-    other = replay_episodes(models, simulator_params, _with_other_actions(episodes), key, chunks)
+    imagined = replay_episodes(models, params.simulator, episodes, key, chunks)
+    still = replay_episodes(models, params.simulator, [_without_motion(e) for e in episodes], key, chunks)
+    other = replay_episodes(models, params.simulator, _with_other_actions(episodes), key, chunks)
 
     steps = horizon(config)
     truth, valid = pad_steps([e.images[1:] for e in episodes], steps)
@@ -60,8 +67,8 @@ def measure_gate(
         truth, valid, predictions["simulator"], pad_steps([e.images[1:] for e in other], steps)[0]
     )
     judged = {
-        "true": judge_episodes(models, reflector_params, episodes)[0],
-        "imagined": judge_episodes(models, reflector_params, imagined)[0],
+        "true": judge_episodes(models, params.reflector, episodes)[0],
+        "imagined": judge_episodes(models, params.reflector, imagined)[0],
     }
     labels = labels_of(config, episodes)
     threshold, tasks = config.rollout.threshold, [episode.task for episode in episodes]
@@ -77,6 +84,8 @@ def measure_gate(
         kind: imagination_agreement(((probability > threshold) & valid).any(1), succeeded)
         for kind, probability in judged.items()
     }
+    if all(episode.actor == "policy" for episode in episodes):
+        outcomes["policy"] = _closed_loop(config, models, params, episodes)
     result = evaluate_gate(figures, reflector, outcomes, config.gate)
     files.write_json(
         workdir / "gate.json",
@@ -91,6 +100,25 @@ def measure_gate(
     )
     _draw_strips(config, workdir, episodes, imagined, judged["imagined"])
     return result
+
+
+def _closed_loop(
+    config: ExperimentConfig, models: Models, params: RolloutParams, episodes: Sequence[Episode]
+) -> dict[str, Any]:
+    """Does the policy succeed where it sees imagined frames as often as when it recorded the episodes?
+
+    From the same starts, with other noise; as many of them as an iteration of post-training has trajectories.
+    """
+    rows = config.post_training.starts * config.rollout.samples
+    episodes = episodes[:: -(-len(episodes) // rows)]
+    policy, rollout = models.policy(config.collect.exploration_scale), replace(config.rollout, samples=1)
+    imagine = make_imagine(policy, models.simulator, models.reflector, rollout)
+    mesh = mesh_from_config(config.mesh)
+    starts = split_rows(models.starts(episodes), mesh)
+    with jax.set_mesh(mesh):
+        imagined = imagine(shard_state(params, mesh), jax.random.key(config.seed + 11), starts)
+    truth = np.array([episode.success[: horizon(config) + 1].any() for episode in episodes])
+    return imagination_agreement(judged_successes(imagined, config.rollout.threshold), truth)
 
 
 def _proprioception(

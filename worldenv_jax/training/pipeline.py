@@ -37,6 +37,7 @@ from worldenv_jax.overrides import to_dict
 from worldenv_jax.params_file import check_params
 from worldenv_jax.policy import init_policy
 from worldenv_jax.reflector import init_reflector
+from worldenv_jax.rollout import RolloutParams
 from worldenv_jax.simulator import Kinematics, init_simulator
 from worldenv_jax.training import cloning, collecting, evaluating, gating, imagination, reflector_training
 from worldenv_jax.training import simulator_training as simulation
@@ -234,9 +235,9 @@ def train_reflector(run: Run) -> None:
 def gate(run: Run) -> GateResult:
     """Measures the learned world on held-out exploration."""
     with run.workdir.timed("gate"):
-        simulator, reflector = run.params("simulator"), run.params("reflector")
+        params = RolloutParams(*(run.params(name) for name in RolloutParams._fields))
         models = run.models
-        return gating.measure_gate(models.config, run.workdir, models, simulator, reflector, run.test_episodes)
+        return gating.measure_gate(models.config, run.workdir, models, params, run.test_episodes)
 
 
 def evaluate(run: Run, policy: str, starts: str | None = None, termination: str = "predicate") -> dict[str, Any]:
