@@ -132,7 +132,7 @@ def test_what_the_networks_are_told(monkeypatch):
     cameras = jnp.tile(pose, (1, 1, 5, 1, 1))
     images = jnp.zeros((1, 1, 3, 64, 64, 3)) + jnp.array([0.1, 0.2, 0.3])[:, None, None, None]
     drawing = {"trunk": {"pose2": {"bias": np.zeros(8)}}}
-    geometry = intrinsics[None, None], cameras, proprio, proprio[:, 3:].at[..., 0].add(-0.01), kinematics, (), 0.0
+    geometry = intrinsics[None, None], cameras, proprio, proprio[:, 3:].at[..., 0].add(-0.01), kinematics, (), (0.0,)
     composed, drawn = compose({"drawing": drawing, "choice": {}}, images, *geometry)
     np.testing.assert_allclose(composed, np.full((1, 1, 2, 64, 64, 3), 0.6 + 10 * 0.3), rtol=1e-5)
     np.testing.assert_allclose(drawn, np.full((1, 1, 2, 64, 64, 3), 0.6), rtol=1e-5)
@@ -151,7 +151,7 @@ def test_loss_of_pictures_that_are_the_newest_frame():
 
     Frames after the end do not count.
     """
-    config = dataclasses.replace(SimulatorConfig.libero_debug(), motion_width=0)
+    config = dataclasses.replace(SimulatorConfig.libero_debug(), motion_width=0, plane_heights=(0.03,))
     params, frames = init_simulator(config, jax.random.key(0)), CHAIN * config.chunk
     for name, chosen in (("drawing", [-50.0]), ("choice", [0.0, 0.0, 50.0, 0.0, 0.0])):  # guess 2: the newest frame
         pixels = params["compositor"][name]["trunk"]["pixels"]

@@ -4,7 +4,7 @@
 import jax.numpy as jnp
 import numpy as np
 
-from worldenv_jax.simulator.reprojection import guess_frames, reproject
+from worldenv_jax.simulator.reprojection import count_guesses, guess_frames, reproject
 
 SIZE, HEIGHT = 32, 0.1
 FLOOR = np.array([0.0, 0.0, 1.0, HEIGHT], np.float32)
@@ -99,7 +99,7 @@ def test_what_the_hand_carries_moves_by_whole_pixels():
     # 0.6 m away from the camera and f = 30: 0.02 m is a pixel. The camera's x axis is the world's, mirrored by f < 0.
     hand = _hand_poses((0, 0, 0.3), (0.02, 0, 0.3), (0.06, 0, 0.3), (0.02, -0.04, 0.3))
     grasps = _hand_poses((0.02, 0, 0.3), (0.02, -0.02, 0.3))
-    guesses = np.asarray(guess_frames(images, np.tile(INTRINSICS, (1, 1, 1, 1)), pose, hand, grasps, (), HEIGHT))
+    guesses = np.asarray(guess_frames(images, np.tile(INTRINSICS, (1, 1, 1, 1)), pose, hand, grasps, (), (HEIGHT,)))
     assert guesses.shape == (1, 1, 2, 4, SIZE, SIZE, 3)
     for k in range(2):
         np.testing.assert_array_equal(guesses[0, 0, k, 0], images[0, 0, 1])  # still, newest
@@ -123,7 +123,7 @@ def test_guesses_of_a_camera_on_the_hand():
     poses = np.tile(np.stack(places), (1, 2, 1, 1, 1)).astype(np.float32)
     hand = _hand_poses(*((0.04 * t, 0, 0.4) for t in range(5)))
     intrinsics = np.tile(INTRINSICS, (1, 2, 1, 1)).astype(np.float32)
-    guesses = np.asarray(guess_frames(images, intrinsics, poses, hand, hand[:, 3:], (1,), HEIGHT))
+    guesses = np.asarray(guess_frames(images, intrinsics, poses, hand, hand[:, 3:], (1,), (HEIGHT,)))
     planes = np.tile(FLOOR, (2, 1))
     for guess, order in ((0, 1), (1, -1)):
         expected = reproject(images[0, 1, ::order], intrinsics[0, 1], poses[0, 1, :3][::order], poses[0, 1, 3:], planes)
@@ -142,7 +142,25 @@ def test_a_camera_on_the_hand_is_shown_what_the_standing_one_sees():
     poses = np.stack([np.tile(stand, (4, 1, 1)), np.stack(hand)])[None].astype(np.float32)
     intrinsics = np.stack([wide, INTRINSICS])[None].astype(np.float32)
     moved = np.stack(hand)[None].astype(np.float32)
-    guesses = np.asarray(guess_frames(images, intrinsics, poses, moved, moved[:, 2:], (1,), HEIGHT))
+    guesses = np.asarray(guess_frames(images, intrinsics, poses, moved, moved[:, 2:], (1,), (HEIGHT,)))
     for k in range(2):
         error = np.abs(guesses[0, 1, k, 3] - _picture(hand[2 + k])).max(-1)
         assert np.quantile(error, 0.9) < 0.1  # a pixel of the standing camera covers several of the hand's
+
+
+def test_a_plane_sweep_finds_what_is_higher():
+    """Painted planes at two heights: each is seen from elsewhere by the guesses of its own height, by no others."""
+    places = [_looking_down(0.05 * t, 0.02 * t, 0.7 - 0.03 * t, 0.1 * t) for t in range(4)]
+    hand = np.stack(places)[None].astype(np.float32)
+    poses, intrinsics = np.tile(hand[:, None], (1, 2, 1, 1, 1)), np.tile(INTRINSICS, (1, 2, 1, 1)).astype(np.float32)
+    images = np.stack([[_picture(place) for place in places[:2]]] * 2)[None].astype(np.float32)
+    for heights, right in (((HEIGHT, 0.3), (0, 1)), ((0.3, HEIGHT), (4, 5))):
+        guesses = np.asarray(guess_frames(images, intrinsics, poses, hand, hand[:, 2:], (1,), heights))
+        assert guesses.shape == (1, 2, 2, count_guesses(heights), SIZE, SIZE, 3)
+        np.testing.assert_array_equal(guesses[0, 0, :, 4:], np.tile(images[0, 0, 1], (2, 2, 1, 1, 1)))  # stands still
+        for k in range(2):
+            inner = _shown(places[2 + k], places[0]) & _shown(places[2 + k], places[1])
+            errors = np.abs(guesses[0, 1, k] - _picture(places[2 + k])).max(-1)[:, inner]
+            typical = np.median(errors, axis=1)
+            assert (typical[list(right)] < 0.02).all()
+            assert (np.delete(typical, [*right, 2, 3]) > 0.05).all()

@@ -310,18 +310,19 @@ def test_two_views_share_one_denoiser(params):
     assert np.abs(v(inputs) - v(changed))[:, 0].max() > 1e-4
 
 
-@pytest.mark.parametrize("guess", [0, 3, 4])
+@pytest.mark.parametrize("guess", [0, 3, 5, 6])
 def test_the_first_picture_is_what_the_denoiser_corrects(guess):
-    """A compositor that always takes one guess, or (4) its own picture, all grey; a denoiser that changes nothing.
+    """A compositor that always takes one guess, or (6) its own picture, all grey; a denoiser that changes nothing.
 
     A transparent drawing: guess 0 is the oldest frame of the standing camera.
     """
-    config = dataclasses.replace(SimulatorConfig.libero_debug(), change_variance=1e-6, motion_width=0)
+    config = SimulatorConfig.libero_debug()
+    config = dataclasses.replace(config, change_variance=1e-6, motion_width=0, plane_heights=(0.03, 0.1))
     params = init_simulator(config, jax.random.key(0))
     coder = params["autoencoder"]  # 8 orthonormal colours and shapes of a patch, about none of them lost
     basis = np.linalg.qr(np.random.default_rng(0).normal(size=(coder["shortcut_in"]["kernel"].shape)))[0]
     coder["shortcut_in"]["kernel"], coder["shortcut_out"]["kernel"] = jnp.asarray(basis), jnp.asarray(basis.T)
-    for name, chosen in (("drawing", [-50.0]), ("choice", 50.0 * jnp.eye(5)[guess])):
+    for name, chosen in (("drawing", [-50.0]), ("choice", 50.0 * jnp.eye(7)[guess])):
         pixels = params["compositor"][name]["trunk"]["pixels"]
         pixels["kernel"] = jnp.zeros_like(pixels["kernel"])
         pixels["bias"] = jnp.tile(jnp.concatenate([jnp.zeros(3), jnp.asarray(chosen)]), 16)
@@ -347,9 +348,9 @@ def test_the_first_picture_is_what_the_denoiser_corrects(guess):
     hand = hand_poses(proprio)
     poses = camera_poses(config, hand, camera.pose)
     images = decode_images(config, params, history)
-    guesses = guess_frames(images, camera.intrinsics, poses, hand, hand_poses(grasps), (1,), config.plane_height)
+    guesses = guess_frames(images, camera.intrinsics, poses, hand, hand_poses(grasps), (1,), config.plane_heights)
     guesses = guesses.at[:, 0, :, :2].set(guesses[:, 0, :, 1::-1])
-    picture = guesses[:, :, :, guess] if guess < 4 else jnp.zeros_like(guesses[:, :, :, 0])
+    picture = guesses[:, :, :, guess] if guess < 6 else jnp.zeros_like(guesses[:, :, :, 0])
     expected = encode_images(config, params, picture)
     np.testing.assert_allclose(run(params)[:, :, config.history :], expected, atol=1e-4)
 

@@ -15,7 +15,7 @@ from worldenv_jax.simulator.action_maps import project
 from worldenv_jax.simulator.layers import conv3x3
 from worldenv_jax.simulator.poses import hand_poses
 from worldenv_jax.simulator.proprioception import Kinematics
-from worldenv_jax.simulator.reprojection import GUESSES, guess_frames
+from worldenv_jax.simulator.reprojection import guess_frames
 from worldenv_jax.types import Array, Params
 
 PATCH = 4  # pixels; a cell of the grid that is computed on
@@ -107,10 +107,10 @@ class Compositor(nn.Module):
         return jnp.einsum("nhwg,nghwc->nhwc", shares, layers)
 
 
-def init_compositor(width: int, key: Array, size: tuple[int, int]) -> Params:
-    """Random parameters {"drawing", "choice"} for images of `size`."""
+def init_compositor(width: int, key: Array, size: tuple[int, int], guesses: int) -> Params:
+    """Random parameters {"drawing", "choice"} for so many guesses at images of `size`."""
     one, two = jax.random.split(key)
-    frame, hand, pose = jnp.zeros((1, GUESSES, *size, 3)), jnp.zeros((1, TIMES, 2)), jnp.zeros((1, TIMES, POSE))
+    frame, hand, pose = jnp.zeros((1, guesses, *size, 3)), jnp.zeros((1, TIMES, 2)), jnp.zeros((1, TIMES, POSE))
     drawing = ArmDrawing(width).init(one, frame[:, 0], hand[:, :2], pose[:, :2])
     return {"drawing": drawing["params"], "choice": Compositor(width).init(two, frame, hand, pose)["params"]}
 
@@ -124,7 +124,7 @@ def compose(
     grasps: Array,
     kinematics: Kinematics,
     hand_views: tuple[int, ...],
-    plane_height: float,
+    plane_heights: tuple[float, ...],
 ) -> tuple[Array, Array]:
     """First pictures of the K frames that follow on F known ones.
 
@@ -136,11 +136,11 @@ def compose(
         proprio: float32 [B, F + K, 8].
         grasps: float32 [B, K, 8], `last_grasps` of the frames to come.
         kinematics: for its workspace and fingers, the units of poses here.
-        hand_views, plane_height: as in `guess_frames`.
+        hand_views, plane_heights: as in `guess_frames`.
     Returns: float32 [B, V, K, H, W, 3] in [-1, 1]; and of the standing cameras the oldest frame with the arm redrawn.
     """
     hand, (views, known, *frame) = hand_poses(proprio), images.shape[1:]
-    guesses = guess_frames(images, intrinsics, cameras, hand, hand_poses(grasps), hand_views, plane_height)
+    guesses = guess_frames(images, intrinsics, cameras, hand, hand_poses(grasps), hand_views, plane_heights)
     told = _where(intrinsics, cameras, proprio, kinematics)
     of_grasps = _where(intrinsics, cameras[:, :, known:], grasps, kinematics)
 

@@ -219,7 +219,7 @@ def compose_pictures(
         camera: of the frame that proprio[:, 0] belongs to; leaves [B, V, ...].
     """
     poses = camera_poses(config, hand_poses(proprio), camera.pose)
-    geometry = camera.intrinsics, poses, proprio, grasps, kinematics, config.hand_views, config.plane_height
+    geometry = camera.intrinsics, poses, proprio, grasps, kinematics, config.hand_views, config.plane_heights
     return compose(params["compositor"], images, *geometry)
 
 

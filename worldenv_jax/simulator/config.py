@@ -47,10 +47,10 @@ class SimulatorConfig:
     # if frames differed from it by this variance (in scaled latents); see `conditioning.guess_v`. Learns much sooner.
     change_variance: float | None = None
     # Differs from EVAC where not 0: the denoiser corrects a first picture of every frame, which `compositing` makes of
-    # the history as it would look if everything stood still, on a plane at a height (m), and if everything moved with
-    # the hand (`reprojection`), and of a drawing of its own.
+    # the history as it would look if everything stood still, on planes at these heights (m), and if everything moved
+    # with the hand (`reprojection`), and of a drawing of its own.
     compositor_width: int = 0
-    plane_height: float = 0.03
+    plane_heights: tuple[float, ...] = (0.03, 0.0, 0.07, 0.12)
     motion_width: int = 0  # of `arm_motion.ArmMotion`, which corrects the deterministic step; 0: off
     frame_by_frame: bool = False  # in a roll-out, through the autoencoder: 1 / K of its memory, some time
     land_on_x0: bool = False  # Differs from EVAC where True: the last DDIM step returns x0 without residual noise

@@ -4,8 +4,9 @@
 Differs from EVAC, which repeats the last frame. Where cameras and hand will be is known, and most pixels belong to what
 stands still or to what moves with the hand. Seen through a plane fixed in the world, a wrist camera's earlier frames
 show the first; through one fixed to the hand, any camera's earlier frames show the second, arm and held object where
-they will be. And what the hand's camera will come to, a standing one has seen from afar. Which pixel belongs to what is
-left to the denoiser (as in Finn et al. 2016, arXiv 1605.07157).
+they will be. And what the hand's camera will come to, a standing one has seen from afar. Things are not flat: the
+hand's camera has guesses for planes at several heights (a plane sweep, Collins 1996), and an object stays whole where
+the right one is chosen. Which pixel belongs to what is left to `compositing` (as in Finn et al. 2016).
 """
 
 import jax
@@ -16,7 +17,10 @@ from worldenv_jax.simulator.action_maps import project
 from worldenv_jax.simulator.poses import inverse_transform
 from worldenv_jax.types import Array
 
-GUESSES = 4
+
+def count_guesses(heights: tuple[float, ...]) -> int:
+    """How many `guess_frames` makes."""
+    return 4 + 2 * (len(heights) - 1)
 
 
 def guess_frames(
@@ -26,9 +30,9 @@ def guess_frames(
     hand: Array,
     grasps: Array,
     hand_views: tuple[int, ...],
-    height: float,
+    heights: tuple[float, ...],
 ) -> Array:
-    """Four guesses at every future frame.
+    """Guesses at every future frame.
 
     Args:
         images: float [B, V, F, H, W, C], the known frames, oldest first.
@@ -37,13 +41,15 @@ def guess_frames(
         hand: float [B, F + K, 4, 4], hand to world.
         grasps: float [B, K, 4, 4], where the hand of each future frame was last open.
         hand_views: the cameras on the hand; the others do not move.
-        height: of the plane that the world is taken for, metres.
+        heights: of the planes that the world is taken for, metres.
 
-    Returns: float [B, V, K, GUESSES, H, W, C]: were everything still, the newest known frames or (where something has
-    moved away) the oldest ones; were everything fixed to the hand, the newest frame, with what the hand holds; had
-    everything followed the hand since the grasp, the oldest frame: in a roll-out it is a true one, so what is carried
-    keeps its looks. Instead of the last, a camera on the hand has the first standing camera's oldest frame, were
-    everything flat: its own first picture does not show all that it will come to.
+    Returns: float [B, V, K, G, H, W, C], G = `count_guesses`. Were everything still and at the first height, the newest
+    known frames or (where something has moved away) the oldest ones; were everything fixed to the hand, the newest
+    frame, with what the hand holds; had everything followed the hand since the grasp, the oldest frame: in a roll-out
+    it is a true one, so what is carried keeps its looks. Instead of the last, a camera on the hand has the first
+    standing camera's oldest frame, were everything flat: its own first picture does not show all that it will come to.
+    Then for each other height the newest frame before the oldest, and the oldest before the newest; of standing
+    cameras, to which heights mean nothing, the newest frame.
     """
     known = images.shape[2]
     frames = poses.shape[2] - known
@@ -52,11 +58,17 @@ def guess_frames(
     on_stand = jnp.array([view for view in range(images.shape[1]) if view not in hand_views], jnp.int32)
 
     past, future = poses[:, on_hand, :known], poses[:, on_hand, known:]
-    planes = jnp.broadcast_to(jnp.array([0.0, 0.0, 1.0, height]), (*future.shape[:3], 4))
-    still = lambda order: reproject(
-        images[:, on_hand, ::order], intrinsics[:, on_hand], past[:, :, ::order], future, planes
-    )
-    still = newest.at[:, on_hand].set(still(1)), oldest.at[:, on_hand].set(still(-1))
+    seen = images[:, on_hand]
+
+    def still(height: float, order: int, frames: slice) -> Array:
+        planes = jnp.broadcast_to(jnp.array([0.0, 0.0, 1.0, height]), (*future.shape[:3], 4))
+        sources = seen[:, :, frames][:, :, ::order], intrinsics[:, on_hand], past[:, :, frames][:, :, ::order]
+        return reproject(*sources, future, planes)
+
+    first, *others = heights
+    every, ends = slice(None), slice(None, None, known - 1)
+    sweep = [newest.at[:, on_hand].set(still(height, order, ends)) for height in others for order in (1, -1)]
+    still = newest.at[:, on_hand].set(still(first, 1, every)), oldest.at[:, on_hand].set(still(first, -1, every))
 
     before = jnp.broadcast_to(hand[:, known - 1 : known], grasps.shape)
     carried = lambda frame, before: _carried(
@@ -65,9 +77,8 @@ def guess_frames(
     newest = newest.at[:, on_stand].set(carried(newest, before))
     oldest = oldest.at[:, on_stand].set(carried(oldest, grasps))
     if hand_views:
-        first = _from_stand(images, intrinsics, poses, on_hand, on_stand[0], height)
-        oldest = oldest.at[:, on_hand].set(first)
-    return jnp.stack([*still, newest, oldest], axis=3)
+        oldest = oldest.at[:, on_hand].set(_from_stand(images, intrinsics, poses, on_hand, on_stand[0], first))
+    return jnp.stack([*still, newest, oldest, *sweep], axis=3)
 
 
 def _carried(images: Array, intrinsics: Array, poses: Array, before: Array, after: Array) -> Array:

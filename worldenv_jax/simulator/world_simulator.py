@@ -33,6 +33,7 @@ from worldenv_jax.simulator.config import SimulatorConfig
 from worldenv_jax.simulator.memory import memory_slots
 from worldenv_jax.simulator.noise_schedule import as_float32, ddim_tables, guide
 from worldenv_jax.simulator.proprioception import Kinematics, advance_proprio, last_grasps
+from worldenv_jax.simulator.reprojection import count_guesses
 from worldenv_jax.simulator.sampler import sample_chunk
 from worldenv_jax.simulator.video_unet import VideoUNet
 from worldenv_jax.types import (
@@ -97,7 +98,8 @@ def init_simulator(config: SimulatorConfig, key: Array) -> Params:
     }  # fmt: skip
     if config.compositor_width:
         at = jax.random.fold_in(key, 6)
-        params["compositor"] = init_compositor(config.compositor_width, at, config.image_size)
+        guesses = count_guesses(config.plane_heights)
+        params["compositor"] = init_compositor(config.compositor_width, at, config.image_size, guesses)
     if config.motion_width:
         seen = len(config.motion_views), *config.latent_size, config.autoencoder.latent_channels
         params["arm_motion"] = init_arm_motion(config.motion_width, jax.random.fold_in(key, 5), seen)

@@ -27,6 +27,7 @@ from worldenv_jax.training.imagination import judged_successes
 from worldenv_jax.training.models import Models
 from worldenv_jax.training.post_training import make_imagine
 from worldenv_jax.training.reflector_training import (
+    REPLAY_BATCH,
     horizon,
     judge_episodes,
     labels_of,
@@ -107,10 +108,9 @@ def _closed_loop(
 ) -> dict[str, Any]:
     """Does the policy succeed where it sees imagined frames as often as when it recorded the episodes?
 
-    From the same starts, with other noise; as many of them as an iteration of post-training has trajectories.
+    From the same starts, at most `REPLAY_BATCH` of them, with other noise.
     """
-    rows = config.post_training.starts * config.rollout.samples
-    episodes = episodes[:: -(-len(episodes) // rows)]
+    episodes = episodes[:: -(-len(episodes) // REPLAY_BATCH)]
     policy, rollout = models.policy(config.collect.exploration_scale), replace(config.rollout, samples=1)
     imagine = make_imagine(policy, models.simulator, models.reflector, rollout)
     mesh = mesh_from_config(config.mesh)
