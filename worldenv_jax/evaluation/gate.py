@@ -36,7 +36,7 @@ class GateConfig:
     # everywhere and grasps be guessed: on the tabletop post-training made the policy worse at 0.29, better at 0.40.
     outcome_correlation: float = 0.35
     # Imagined successes of the policy that explored, per true one. Recorded actions do not show what a policy makes of
-    # imagined observations: where the hand's angle was another number than in its demonstrations, it was 0 to 0.2.
+    # imagined observations: where the hand's angle was another number than in its demonstrations, it was below 0.3.
     policy_success: float = 0.5
 
 

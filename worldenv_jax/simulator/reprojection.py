@@ -60,15 +60,15 @@ def guess_frames(
     past, future = poses[:, on_hand, :known], poses[:, on_hand, known:]
     seen = images[:, on_hand]
 
-    def still(height: float, order: int, frames: slice) -> Array:
+    def through(height: float, order: int, which: slice) -> Array:
         planes = jnp.broadcast_to(jnp.array([0.0, 0.0, 1.0, height]), (*future.shape[:3], 4))
-        sources = seen[:, :, frames][:, :, ::order], intrinsics[:, on_hand], past[:, :, frames][:, :, ::order]
-        return reproject(*sources, future, planes)
+        sources = seen[:, :, which][:, :, ::order], intrinsics[:, on_hand], past[:, :, which][:, :, ::order]
+        return newest.at[:, on_hand].set(reproject(*sources, future, planes))
 
     first, *others = heights
     every, ends = slice(None), slice(None, None, known - 1)
-    sweep = [newest.at[:, on_hand].set(still(height, order, ends)) for height in others for order in (1, -1)]
-    still = newest.at[:, on_hand].set(still(first, 1, every)), oldest.at[:, on_hand].set(still(first, -1, every))
+    sweep = [through(height, order, ends) for height in others for order in (1, -1)]
+    still = through(first, 1, every), oldest.at[:, on_hand].set(through(first, -1, every)[:, on_hand])
 
     before = jnp.broadcast_to(hand[:, known - 1 : known], grasps.shape)
     carried = lambda frame, before: _carried(
