@@ -317,7 +317,7 @@ def test_the_first_picture_is_what_the_denoiser_corrects(guess):
     A transparent drawing: guess 0 is the oldest frame of the standing camera.
     """
     config = SimulatorConfig.libero_debug()
-    config = dataclasses.replace(config, change_variance=1e-6, motion_width=0, plane_heights=(0.03, 0.1))
+    config = dataclasses.replace(config, change_variance=1e-6, motion_width=0, plane_heights=(0.03, 0.12))
     params = init_simulator(config, jax.random.key(0))
     coder = params["autoencoder"]  # 8 orthonormal colours and shapes of a patch, about none of them lost
     basis = np.linalg.qr(np.random.default_rng(0).normal(size=(coder["shortcut_in"]["kernel"].shape)))[0]
