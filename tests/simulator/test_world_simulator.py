@@ -153,6 +153,56 @@ def test_two_chunks_of_two_cameras_with_arm_motion():
     assert np.abs(blind - prediction.proprio[1]).max() > 1e-4
 
 
+def _chain_of_first_pictures(stride):
+    """Two chunks of a roll-out whose denoiser changes nothing: only first pictures, each made of the history alone."""
+    config = dataclasses.replace(SimulatorConfig.libero_debug(), change_variance=1e-6, ddim_steps=1, history=2)
+    params = init_simulator(config, jax.random.key(2))
+    coder = params["autoencoder"]
+    basis = np.linalg.qr(np.random.default_rng(0).normal(size=(coder["shortcut_in"]["kernel"].shape)))[0]
+    coder["shortcut_in"]["kernel"], coder["shortcut_out"]["kernel"] = jnp.asarray(basis), jnp.asarray(basis.T)
+    config = dataclasses.replace(config, frame_stride=stride)
+    kinematics = KINEMATICS._replace(position_low=-np.ones(3, np.float32), position_high=np.ones(3, np.float32))
+    simulator = make_simulator_fns(config, STATISTICS, kinematics)
+    starts, keys = _starts(2), jax.random.split(jax.random.key(0), 2)
+    images = starts.images.repeat(2, 1).repeat(2, 2).repeat(2, 3)
+    starts = starts._replace(images=images, camera=Camera(*(np.repeat(leaf, 2, 1) for leaf in starts.camera)))
+    actions = np.random.default_rng(1).uniform(-1, 1, (2, 2, config.chunk, 7)).astype(np.float32)
+
+    @jax.jit
+    def rollout(params):
+        chunk = lambda state, action: simulator.step(params, keys, state, action)
+        return jax.lax.scan(chunk, simulator.init(params, keys, starts), actions)[1]
+
+    return jax.tree.map(np.asarray, rollout(params))
+
+
+@pytest.mark.parametrize("stride", [2, 8])
+def test_a_stride_generates_the_same_frames_and_fewer(stride):
+    """With a history of the first and the last frame, the last frame of a chunk hangs on no frame within it."""
+    every, some = _chain_of_first_pictures(1), _chain_of_first_pictures(stride)
+    assert some.frames.shape == every.frames.shape == (2, 2, 8, 2, 64, 64, 3)
+    groups = some.frames.reshape(2, 2, 8 // stride, stride, *some.frames.shape[3:])
+    assert (groups == groups[:, :, :, -1:]).all()  # a picture stands for the steps before it
+    generated = every.frames[:, :, stride - 1 :: stride].astype(int)
+    assert np.abs(generated - groups[:, :, :, -1]).max() <= 1
+    assert len(np.unique(every.frames[0, 0, :, 1].reshape(8, -1), axis=0)) == 8  # the hand's camera moves
+    np.testing.assert_array_equal(some.proprio, every.proprio)
+
+
+def test_the_loss_with_a_stride_looks_at_generated_frames(params):
+    config = dataclasses.replace(CONFIG, frame_stride=2)
+    batch, last = _batch(params), CONFIG.history + CONFIG.chunk - 1
+    loss = jax.jit(lambda b: denoising_loss(config, params, jax.random.key(0), b, STATISTICS, KINEMATICS)[0])
+    between = batch._replace(latents=batch.latents.at[:, [last - 3, last - 1]].set(7.0))
+    generated = batch._replace(latents=batch.latents.at[:, last].set(7.0))
+    assert loss(between) == loss(batch) != loss(generated)
+
+
+def test_a_stride_must_divide_the_chunk():
+    with pytest.raises(ValueError, match="frame_stride is 3, must be a divisor of the chunk of 4"):
+        dataclasses.replace(CONFIG, frame_stride=3)
+
+
 def test_batched_equals_one_at_a_time(params, fns):
     init, step = fns
     keys, starts, actions = jax.random.split(jax.random.key(0), 3), _starts(3), _actions(3)

@@ -38,13 +38,13 @@ from worldenv_jax.types import Array, Camera, GeometryFn, Params, Statistics
 
 
 class ChunkInputs(NamedTuple):
-    """Everything about one chunk that is not noise; T = F + K frames."""
+    """Everything about one chunk that is not noise; T = F + P frames, P of them new (config.pictures)."""
 
-    image_latents: Array  # float [B, V, T, h, w, c]: the history, then its last frame K times (or first pictures)
+    image_latents: Array  # float [B, V, T, h, w, c]: the history, then its last frame P times (or first pictures)
     present: Array  # float [B, V, T]: 1 where image_latents are given
     maps: Array  # float [B, V, T, h, w, map channels]; 0 on history frames
     rays: Array  # float [B, V, T, h, w, 6]
-    deltas: Array  # float [B, K, 7 * arms], normalised delta actions
+    deltas: Array  # float [B, P, 7 * arms], normalised delta actions
     frame_features: Array | None = None  # float [B, T, FRAME_FEATURES] where the configuration has them
     geometry_tokens: Array | None = None  # float [B, V * N, unet.geometry_width] where the configuration has them
 
@@ -125,7 +125,7 @@ def encode_geometry_tokens(
 
 
 def encode_action_tokens(config: SimulatorConfig, params: Params, deltas: Array) -> Array:
-    """Normalised delta actions [B, K, 7 * arms] to context tokens [B, queries, D]."""
+    """Normalised delta actions [B, P, 7 * arms] to context tokens [B, queries, D]."""
     resampler = Resampler(config.action_resampler)
     return resampler.apply({"params": params["denoiser"]["action_resampler"]}, deltas)
 
@@ -133,6 +133,11 @@ def encode_action_tokens(config: SimulatorConfig, params: Params, deltas: Array)
 def repeat_last(history: Array, chunk: int) -> Array:
     """History latents [B, V, F, ...] followed by `chunk` copies of the last."""
     return jnp.concatenate([history, jnp.repeat(history[:, :, -1:], chunk, axis=2)], axis=2)
+
+
+def of_pictures(config: SimulatorConfig, x: Array, axis: int = 1) -> Array:
+    """What belongs to the generated frames of a chunk: every config.frame_stride-th of K along `axis`."""
+    return jax.lax.slice_in_dim(x, config.frame_stride - 1, None, config.frame_stride, axis)
 
 
 def chunk_inputs(
@@ -150,8 +155,8 @@ def chunk_inputs(
 
     Args:
         history: float [B, V, F, h, w, c], scaled latents.
-        proprio: float32 [B, F + K, 8], of history and future frames.
-        grasps: float32 [B, K, 8], `last_grasps` of the future frames.
+        proprio: float32 [B, F + P, 8], of the history and of the frames that are generated.
+        grasps: float32 [B, P, 8], `last_grasps` of the latter.
         actions: float32 [B, K, 7], normalised.
         camera: of the frame that proprio[:, 0] belongs to; leaves [B, V, ...].
     """
@@ -169,14 +174,15 @@ def chunk_inputs(
     points = tool_points(rotation, proprio[..., :3], config.action_map)
     future = slice(config.history, None)
     pixels, depth = project(points[:, None, future], intrinsics, poses[:, :, future])
-    opening_of_views = jnp.broadcast_to(opening[:, None, future], (batch, views, config.chunk))
+    opening_of_views = jnp.broadcast_to(opening[:, None, future], (batch, views, config.pictures))
     drawn = draw_action_map(pixels, depth, opening_of_views, config.action_map, height, width)
     maps = embed_maps(config, params, drawn)
 
     last = slice(config.history - 1, None)
     deltas = delta_actions(proprio[:, last, :3], quaternion[:, last], opening[:, last])
-    deltas = normalize_deltas(deltas, jnp.zeros(6), jnp.maximum(jnp.abs(kinematics.gain), 1e-4))
-    image_latents = repeat_last(history, config.chunk)
+    gain = jnp.maximum(jnp.abs(kinematics.gain), 1e-4)
+    deltas = normalize_deltas(deltas, jnp.zeros(6), config.frame_stride * gain)
+    image_latents = repeat_last(history, config.pictures)
     if config.compositor_width:
         images = jax.lax.stop_gradient(decode_images(config, params, history))
         first, _ = compose_pictures(config, params, images, proprio, grasps, camera, kinematics)
@@ -231,7 +237,7 @@ def gripper_opening(proprio: Array, kinematics: Kinematics) -> Array:
 
 
 def embed_maps(config: SimulatorConfig, params: Params, drawn: Array) -> Array:
-    """Future action maps [B, V, K, H, W, 3] in [0, 1] to [B, V, F + K, h, w, map channels], 0 on history frames."""
+    """Future action maps [B, V, P, H, W, 3] in [0, 1] to [B, V, F + P, h, w, map channels], 0 on history frames."""
     drawn = drawn * 2.0 - 1.0
     if config.map_latents:
         maps = over_frames(config, functools.partial(encode_images, config, params), drawn, axis=2)
@@ -263,7 +269,7 @@ def prepare(config: SimulatorConfig, params: Params, inputs: ChunkInputs, image_
 
 
 def predict_v(config: SimulatorConfig, params: Params, latents: Array, t: Array, prepared: Prepared) -> Array:
-    """The denoiser's v for latents [B, V, F + K, h, w, c] at the noise steps t [B, V]."""
+    """The denoiser's v for latents [B, V, F + P, h, w, c] at the noise steps t [B, V]."""
     unet = {"params": params["denoiser"]["unet"]}
     v, reference = VideoUNet(config.unet).apply(unet, latents, t, config.history, prepared), prepared.reference
     return v if reference is None else v + guess_v(config, latents, t, reference)
@@ -293,8 +299,9 @@ def _frame_features(
 ) -> Array | None:
     if not config.unet.frame_features:
         return None
-    leading = jnp.zeros((len(actions), config.history, actions.shape[-1]))
-    actions = jnp.concatenate([leading, jnp.clip(actions, -1.5, 1.5)], axis=1)
+    actions = jnp.clip(actions, -1.5, 1.5)
+    actions = actions.reshape(len(actions), config.pictures, config.frame_stride, -1).mean(2)
+    actions = jnp.pad(actions, ((0, 0), (config.history, 0), (0, 0)))
     reference = jnp.broadcast_to(proprio[:, config.history - 1 : config.history], proprio.shape)
     motion = relative_pose(proprio, reference) / jnp.maximum(jnp.abs(kinematics.gain), 1e-4)
     return jnp.concatenate([actions, statistics.normalize_proprio(proprio), jnp.clip(motion, -8.0, 8.0)], axis=-1)

@@ -25,6 +25,9 @@ class SimulatorConfig:
     history: int = 4  # F
     chunk: int = 16  # K
     max_chunks: int = 16  # T that the memory has room for
+    # Differs from EVAC where not 1: of a chunk only every so many-th frame is generated, and stands for those before
+    # it, too. Equal to the chunk it costs least, and the policy still sees what it looks at.
+    frame_stride: int = 1
     autoencoder: AutoencoderConfig = AutoencoderConfig()
     latent_scale: float = 0.18215  # brings latents to about unit variance; see `measure_latent_scale`
     unet: VideoUNetConfig = VideoUNetConfig()
@@ -82,6 +85,8 @@ class SimulatorConfig:
             errors.append(f"with compositor_width, image_size must be multiples of {PATCH}, got {self.image_size}")
         if self.autoencoder.principal and not self.autoencoder.shortcut:
             errors.append("autoencoder.principal needs autoencoder.shortcut")
+        if self.frame_stride < 1 or self.chunk % self.frame_stride:
+            errors.append(f"frame_stride is {self.frame_stride}, must be a divisor of the chunk of {self.chunk}")
         if self.history < 2:
             errors.append(f"history is {self.history}, must be at least 2")
         if errors:
@@ -93,9 +98,14 @@ class SimulatorConfig:
         return self.hand_views or tuple(range(self.views))
 
     @property
+    def pictures(self) -> int:
+        """P, the frames of a chunk that are generated: all K unless there is a stride."""
+        return self.chunk // self.frame_stride
+
+    @property
     def frames(self) -> int:
-        """F + K, what the denoiser sees."""
-        return self.history + self.chunk
+        """F + P, what the denoiser sees."""
+        return self.history + self.pictures
 
     @property
     def map_channels(self) -> int:

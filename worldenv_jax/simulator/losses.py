@@ -17,6 +17,7 @@ from worldenv_jax.simulator.conditioning import (
     decode_images,
     encode_geometry_tokens,
     encode_image_tokens,
+    of_pictures,
     predict_v,
     prepare,
 )
@@ -212,7 +213,7 @@ def denoising_loss(
     kinematics: Kinematics,
     geometry: GeometryFn | None = None,
 ) -> tuple[Array, dict[str, Array]]:
-    """Squared error of v on the future frames; the future proprioception is the kinematic one, as in a roll-out.
+    """Squared error of v on the frames that are generated; proprioception is advanced from actions, as in a roll-out.
 
     `geometry`: as in `make_simulator_fns`.
 
@@ -220,16 +221,17 @@ def denoising_loss(
     """
     keys = iter(jax.random.split(key, 8))
     _check_batch(config, batch)
-    clean = jnp.moveaxis(batch.latents, 2, 1)
+    latents = jnp.moveaxis(batch.latents, 2, 1)
+    past, ahead = jnp.split(latents, [config.history], axis=2)
+    clean = jnp.concatenate([past, of_pictures(config, ahead, axis=2)], axis=2)
     count, views = clean.shape[:2]
     divisor = jax.random.randint(next(keys), (), config.history_noise[0], config.history_noise[1] + 1)
     uniform = jax.random.uniform(next(keys), (count, views, config.history))
-    past = clean[:, :, : config.history]
     history = noise_history(config, past, uniform, divisor, jax.random.normal(next(keys), past.shape))
 
     future, grasps = predict_proprio(config, params, batch, statistics, kinematics)
-    proprio = jnp.concatenate([batch.proprio, future], axis=1)
-    inputs = chunk_inputs(config, params, history, proprio, grasps, batch.actions, batch.camera, statistics, kinematics)
+    hand = jnp.concatenate([batch.proprio, of_pictures(config, future)], axis=1), of_pictures(config, grasps)
+    inputs = chunk_inputs(config, params, history, *hand, batch.actions, batch.camera, statistics, kinematics)
     images = batch.first_images.astype(jnp.float32) / 127.5 - 1.0
     inputs = inputs._replace(geometry_tokens=encode_geometry_tokens(config, params, geometry, images))
     if config.condition_dropout:
@@ -240,7 +242,8 @@ def denoising_loss(
     noise = jax.random.normal(next(keys), clean.shape)
     x0 = jnp.concatenate([history, clean[:, :, config.history :]], axis=2)
     error, x0_error = v_error(config, params, x0, noise, t, prepared)
-    weight = jnp.broadcast_to(batch.mask[:, None], error.shape).astype(jnp.float32)
+    mask = of_pictures(config, batch.mask)[:, None]
+    weight = jnp.broadcast_to(mask, error.shape).astype(jnp.float32)
     loss, x0_error = (jnp.sum(e * weight) / jnp.maximum(jnp.sum(weight), 1.0) for e in (error, x0_error))
     return loss, {"v_error": loss, "x0_error": x0_error}
 
@@ -248,10 +251,10 @@ def denoising_loss(
 def v_error(
     config: SimulatorConfig, params: Params, x0: Array, noise: Array, t: Array, prepared
 ) -> tuple[Array, Array]:
-    """Mean squared errors of v and of x0 per future frame, [B, V, K] each.
+    """Mean squared errors of v and of x0 per generated frame, [B, V, P] each.
 
     Args:
-        x0, noise: float [B, V, F + K, h, w, c]; the history part of x0 is what the denoiser sees there.
+        x0, noise: float [B, V, F + P, h, w, c]; the history part of x0 is what the denoiser sees there.
         t: int [B], the noise step.
         prepared: `conditioning.prepare`.
     """
@@ -321,7 +324,7 @@ def _draw_steps(config: SimulatorConfig, key: Array, count: int) -> Array:
 def _check_batch(config: SimulatorConfig, batch: SimulatorBatch) -> None:
     latent = (*config.latent_size, config.autoencoder.latent_channels)
     expected = {
-        "latents": (config.frames, config.views, *latent),
+        "latents": (config.history + config.chunk, config.views, *latent),
         "first_images": (config.views, *config.image_size, 3),
         "proprio": (config.history, 8),
         "actions": (config.chunk, 7),

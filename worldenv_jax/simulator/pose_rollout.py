@@ -114,7 +114,11 @@ def rollout_poses(
         plan: `plan_poses`; where it is too short, its last row is repeated and deltas are 0.
         noise: function of (chunk, history and future shape [1, 1, F + K, h, w, c]) to the start noise
             [1, 1, K, h, w, c] and the step noise [S, 1, 1, F + K, h, w, c] or None; see `draw_noise`.
+
+    Raises ValueError where config.frame_stride is not 1.
     """
+    if config.frame_stride != 1:
+        raise ValueError(f"a roll-out of poses generates every frame, but frame_stride is {config.frame_stride}")
     run = jax.jit(functools.partial(_run_chunk, config))
     first = jnp.asarray(resize_image(image, config.image_size))
     latents = jax.jit(functools.partial(encode_images, config))(params, first[None])

@@ -2,8 +2,9 @@
 """The world simulator as a function of actions: World-Env's p(o' | o, s', a) behind `types.SimulatorFns`.
 
 A chunk: actions advance proprioception deterministically, the predicted hand poses become action maps and delta
-actions, DDIM denoises K latents beside the sparse memory, and the decoder turns them into frames. The memory stays in
-latent space (EVAC): frames are encoded once, at the start.
+actions, DDIM denoises P latents (of all K frames, or of every so many-th, `SimulatorConfig.frame_stride`) beside the
+sparse memory, and the decoder turns them into frames. The memory stays in latent space (EVAC): frames are encoded once,
+at the start.
 """
 
 import functools
@@ -25,6 +26,7 @@ from worldenv_jax.simulator.conditioning import (
     encode_frames,
     encode_geometry_tokens,
     encode_image_tokens,
+    of_pictures,
     over_frames,
     predict_v,
     prepare,
@@ -50,10 +52,11 @@ from worldenv_jax.types import (
 
 
 class SimulatorState(NamedTuple):
-    """What a roll-out carries; N = F + max_chunks * K memory slots."""
+    """What a roll-out carries; N = F + max_chunks * P memory slots."""
 
     latents: Array  # float32 [B, V, N, h, w, c]
     proprio: Array  # float32 [B, N, 8]
+    before: Array  # float32 [B, 8], proprioception one step before the newest
     action: Array  # float32 [B, 7], the last environment action; zeros at the start
     grasp: Array  # float32 [B, 8], where the hand was last open
     count: Array  # int32 [], filled slots; the first F all hold the first frame
@@ -138,12 +141,13 @@ def make_simulator_fns(
         del keys
         _check_starts(config, starts)
         latents = encode_frames(config, params, starts.images)
-        slots = config.history + config.max_chunks * config.chunk
+        slots = config.history + config.max_chunks * config.pictures
         images = starts.images.astype(jnp.float32) / 127.5 - 1.0
         blank = None if config.guidance == 1.0 else encode_image_tokens(config, params, jnp.zeros_like(images))
         return SimulatorState(
             latents=jnp.broadcast_to(latents[:, :, None], (*latents.shape[:2], slots, *latents.shape[2:])),
             proprio=jnp.broadcast_to(starts.proprio[:, None], (len(latents), slots, starts.proprio.shape[-1])),
+            before=starts.proprio,
             action=jnp.zeros((len(latents), ACTION_DIM)),
             grasp=starts.proprio,
             count=jnp.int32(config.history),
@@ -156,13 +160,13 @@ def make_simulator_fns(
     def step(params: Params, keys: Array, state: SimulatorState, actions: Array) -> tuple[SimulatorState, Prediction]:
         slots = memory_slots(state.count, config.history)
         history, past = state.latents[:, :, slots], state.proprio[:, slots]
-        before = state.proprio[:, state.count - 2]
         commands = statistics.unnormalize_action(actions)
         motion = state.action, params.get("arm_motion"), history[:, jnp.array(config.motion_views), -1][:, None]
-        future = advance_proprio(kinematics, before, past[:, -1], commands, *motion)
-        proprio = jnp.concatenate([past, future], axis=1)
+        future = advance_proprio(kinematics, state.before, past[:, -1], commands, *motion)
         grasps = last_grasps(kinematics, state.grasp, future)
-        inputs = chunk_inputs(config, params, history, proprio, grasps, actions, state.camera, statistics, kinematics)
+        shown = of_pictures(config, future)
+        hand = jnp.concatenate([past, shown], axis=1), of_pictures(config, grasps)
+        inputs = chunk_inputs(config, params, history, *hand, actions, state.camera, statistics, kinematics)
         inputs = inputs._replace(geometry_tokens=state.geometry_tokens)
 
         denoise = make_denoiser(config, params, inputs, state.image_tokens, state.blank_tokens)
@@ -171,13 +175,15 @@ def make_simulator_fns(
         latents = latents[:, :, config.history :]
         new = state._replace(
             latents=jax.lax.dynamic_update_slice_in_dim(state.latents, latents, state.count, axis=2),
-            proprio=jax.lax.dynamic_update_slice_in_dim(state.proprio, future, state.count, axis=1),
+            proprio=jax.lax.dynamic_update_slice_in_dim(state.proprio, shown, state.count, axis=1),
+            before=jnp.concatenate([past[:, -1:], future], axis=1)[:, -2],
             action=commands[:, -1],
             grasp=grasps[:, -1],
-            count=state.count + config.chunk,
+            count=state.count + config.pictures,
         )
         decode = functools.partial(decode_latents, config, params)
-        return new, Prediction(over_frames(config, decode, jnp.moveaxis(latents, 1, 2), axis=1), future)
+        frames = over_frames(config, decode, jnp.moveaxis(latents, 1, 2), axis=1)
+        return new, Prediction(jnp.repeat(frames, config.frame_stride, axis=1), future)
 
     return SimulatorFns(init, step)
 
@@ -211,9 +217,9 @@ def make_denoiser(
 
 
 def _draw_noise(config: SimulatorConfig, keys: Array, shape: tuple[int, ...]) -> tuple[Array, Array | None]:
-    """Start noise [B, V, K, ...] and, with eta > 0, step noise [S, B, V, T, ...]; row b depends on keys[b] only."""
+    """Start noise [B, V, P, ...] and, with eta > 0, step noise [S, B, V, T, ...]; row b depends on keys[b] only."""
     views, _, *latent = shape[1:]
-    start = jax.vmap(lambda key: jax.random.normal(key, (views, config.chunk, *latent)))(keys)
+    start = jax.vmap(lambda key: jax.random.normal(key, (views, config.pictures, *latent)))(keys)
     if config.eta == 0.0:
         return start, None
     draw = lambda key: jax.random.normal(jax.random.fold_in(key, 1), (config.ddim_steps, *shape[1:]))

@@ -111,6 +111,8 @@ def train_arm_motion(
     def stretch(rng: np.random.Generator) -> MotionBatch:
         true, shown = pairs()[rng.integers(len(pairs()))]
         t = _stretch_start(rng, np.asarray(shown.actions), length)
+        if shown is not true:  # where a roll-out's chunks begin: frames in between may be shown too early
+            t -= t % simulator.frame_stride
         end, actions, proprio = t + length, np.asarray(true.actions), np.asarray(true.proprio)
         before = actions[t - 1] if t else np.zeros_like(actions[0])
         pictures = np.asarray(shown.images[t : end : simulator.chunk])[:, views]
