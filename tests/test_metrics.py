@@ -30,6 +30,17 @@ def test_rows_after_the_resumed_step_are_dropped(tmp_path):
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [10, 20, 30]
 
 
+def test_the_row_of_the_start_stays(tmp_path):
+    with metrics.make_writer(tmp_path, "post_train") as writer:
+        for _ in range(2):  # a run that is stopped before its first step measures the start again
+            writer.resume(-1)
+            writer.write(0, {"held_out_reward": 0.5})
+        writer.resume(0)
+        writer.write(1, {"reward": 0.4})
+    rows = metrics.read_json_lines(tmp_path / "post_train.jsonl")
+    assert [row["step"] for row in rows] == [0, 1] and rows[1]["reward"] == 0.4
+
+
 def test_console_and_tensorboard_get_the_same_rows(tmp_path, capsys):
     with metrics.make_writer(tmp_path, "reflector") as writer:
         writer.resume(5)

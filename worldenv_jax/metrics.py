@@ -24,10 +24,10 @@ SECONDS_BETWEEN_LINES = 10.0  # of progress, where there is no terminal
 
 
 class Writer(Protocol):
-    """A sink for scalar metrics. A resumed run calls `resume` before its first `write`."""
+    """A sink for scalar metrics. A resumed run calls `resume` before it writes the steps that follow."""
 
     def resume(self, step: int) -> None:
-        """Drops what was written for steps after `step`."""
+        """Drops what was written for steps after `step`; -1: all, that of the state before the first step, 0, too."""
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Records the metrics of one step (finite or not)."""
@@ -43,7 +43,7 @@ class ConsoleWriter:
         self._name = name
 
     def resume(self, step: int) -> None:
-        if step:
+        if step > 0:
             tqdm.write(f"{self._name}: resumed at step {step}")
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -62,6 +62,7 @@ class JsonLinesWriter:
         self._file: TextIO | None = None
 
     def resume(self, step: int) -> None:
+        self.close()
         kept = [row for row in read_json_lines(self._path) if row["step"] <= step]
         files.write_text(self._path, "".join(json.dumps(row) + "\n" for row in kept))
 

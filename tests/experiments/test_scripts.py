@@ -132,6 +132,8 @@ def test_what_a_run_leaves(straight):
         "post_train": "reward",
     }.items():
         rows = read_json_lines(straight / "metrics" / f"{stage}.jsonl")
+        if stage == "post_train":
+            assert rows[0]["step"] == 0 and "held_out_reward" in rows.pop(0)  # the cloned policy's
         assert [row["step"] for row in rows] == [1, 2, 3, 4] and all(metric in row for row in rows), stage
         assert list((straight / "metrics" / "tensorboard" / stage).iterdir())
     gate = json.loads((straight / "gate.json").read_text())

@@ -105,7 +105,10 @@ def post_train(
         make_writer(workdir / "metrics", stage) as writer,
     ):
         if checkpointer.best_score is None:
-            checkpointer.save_best(0, state, trials.estimate(state.params)["held_out_reward"])
+            start = trials.estimate(state.params)
+            writer.resume(-1)
+            writer.write(0, start)
+            checkpointer.save_best(0, state, start["held_out_reward"])
         run_stage(
             stage,
             state,
