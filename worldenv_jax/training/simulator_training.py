@@ -111,7 +111,7 @@ def train_arm_motion(
     def stretch(rng: np.random.Generator) -> MotionBatch:
         true, shown = pairs()[rng.integers(len(pairs()))]
         t = _stretch_start(rng, np.asarray(shown.actions), length)
-        if shown is not true:  # where a roll-out's chunks begin: frames in between may be shown too early
+        if shown is not true:  # at a frame that was generated: it is shown in place of those before it, too
             t -= t % simulator.frame_stride
         end, actions, proprio = t + length, np.asarray(true.actions), np.asarray(true.proprio)
         before = actions[t - 1] if t else np.zeros_like(actions[0])
