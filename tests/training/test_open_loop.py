@@ -28,6 +28,10 @@ def test_rows_by_hand():
     np.testing.assert_allclose(rows["failure", 0]["copy_last_frame"]["psnr"], db(50))
     assert rows["failure", 1]["simulator"]["psnr_by_stretch"] == [pytest.approx(db(5)), None]
     assert 0 < rows["success", 1]["simulator"]["ssim"] <= 1
+    imagined[:, ::2] = 0  # with a stride of 2 not frames of their own
+    of_two = quality_by_camera(replayed._replace(frame_stride=2), stretch=2)
+    (row,) = (row for row in of_two if (row["outcome"], row["camera"]) == ("success", 0))
+    np.testing.assert_allclose(row["simulator"]["psnr_by_stretch"], [db(10), db(20)])
 
 
 def test_hand_and_grasps_by_hand():

@@ -123,7 +123,7 @@ def benchmark_simulator(config: ExperimentConfig, options: argparse.Namespace) -
     seconds = median_seconds([lambda p=p: p.call(*p.arguments) for p in (chunk, step)], options.repeats)
     return {
         "figure": "frames_per_second",
-        "frames_per_second": batch * simulator.chunk / seconds[0],
+        "frames_per_second": batch * simulator.pictures / seconds[0],
         **figures(chunk, seconds[0], machine),
         "denoising_step": figures(step, seconds[1], machine),
         "machine": machine,

@@ -60,7 +60,7 @@ def benchmark_rollout(config: ExperimentConfig, options: argparse.Namespace) -> 
     jax.block_until_ready(parts(*fused.arguments))
     parts_first = time.perf_counter() - began
     seconds = median_seconds([lambda: fused.call(*fused.arguments), lambda: parts(*fused.arguments)], options.repeats)
-    frames = count * rollout.samples * rollout.num_chunks * config.policy.chunk
+    frames = count * rollout.samples * rollout.num_chunks * config.simulator.pictures
     return {
         "figure": "imagined_frames_per_second",
         "imagined_frames_per_second": frames / seconds[0],

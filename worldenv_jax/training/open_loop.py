@@ -32,6 +32,7 @@ class OpenLoop(NamedTuple):
     true_proprio: np.ndarray  # float32 [E, N, 8], after each step
     imagined_proprio: np.ndarray  # float32 [E, N, 8]
     closing: np.ndarray  # bool [E, N], the hand is told to close
+    frame_stride: int = 1  # only every so many-th imagined frame was generated, the others repeat it
 
 
 def replay_open_loop(models: Models, params: Params, episodes: Sequence[Episode]) -> OpenLoop:
@@ -61,29 +62,32 @@ def replay_open_loop(models: Models, params: Params, episodes: Sequence[Episode]
         true_proprio=proprio,
         imagined_proprio=pad_steps([episode.proprio[1:] for episode in replayed], steps)[0],
         closing=closing,
+        frame_stride=models.config.simulator.frame_stride,
     )
 
 
 def quality_by_camera(replayed: OpenLoop, stretch: int = 16) -> list[dict[str, Any]]:
-    """PSNR and SSIM beside copy-last-frame.
+    """PSNR and SSIM beside copy-last-frame, of the steps whose frames were generated.
 
     Returns: a row per outcome and camera, and one over all cameras ("camera": None): "outcome", "episodes", and for
     "simulator" and "copy_last_frame" {"psnr" (dB), "ssim", "psnr_by_stretch": means over `stretch` steps each}; None
     where there is no valid step.
     """
     views = replayed.truth.shape[2]
+    generated = np.arange(1, replayed.valid.shape[1] + 1) % replayed.frame_stride == 0
+    valid = replayed.valid & generated
     rows = []
     for camera in (None, *range(views)):
         seen = slice(None) if camera is None else slice(camera, camera + 1)
         figures = open_loop_quality(
             replayed.context[:, seen],
             replayed.truth[:, :, seen],
-            replayed.valid,
+            valid,
             replayed.succeeded,
             {"simulator": replayed.imagined[:, :, seen]},
         )
         for outcome, scores in figures.items():
-            weights = replayed.valid[replayed.succeeded == (outcome == "success")].sum(0)
+            weights = valid[replayed.succeeded == (outcome == "success")].sum(0)
             row = {"outcome": outcome, "camera": camera, "episodes": scores["simulator"]["episodes"]}
             for name, score in scores.items():
                 by_stretch = _by_stretch(score["psnr_per_step"], weights, stretch)

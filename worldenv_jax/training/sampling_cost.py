@@ -68,7 +68,7 @@ def sampling_cost(
                 "steps": count,
                 **quality_of(frames),
                 "seconds": seconds,
-                "frames_per_second": valid.size / seconds,
+                "frames_per_second": valid.size / models.config.simulator.frame_stride / seconds,
                 "trained": count == models.config.simulator.ddim_steps or not simulator.sampled_steps_only,
             }
         )
