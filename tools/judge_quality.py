@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The figures of a run's reflector on held-out episodes, true and imagined, beside the bare vision-language model's.
+"""The figures of a run's reflector on held-out episodes, beside the bare vision-language model's and a clock's.
 
     python tools/judge_quality.py --config=libero_cpu --workdir=runs/libero_cpu
 
@@ -28,6 +28,7 @@ FIGURES = {
     "false_positive_rate": "false positives",
     "false_negative_rate": "false negatives",
     "calibration_error": "calibration",
+    "episode_auroc": "of episodes",
     "delay": "delay, frames",
     "detected": "detected",
     "premature": "premature",
@@ -48,7 +49,8 @@ def main() -> None:
     run = Run(config, arguments.workdir)
     try:
         params = run.params("simulator"), run.params("reflector")
-        rows = judge_quality(run.models, *params, in_memory(run.test_episodes))
+        known = run.demonstrations + run.exploration[0]
+        rows = judge_quality(run.models, *params, in_memory(run.test_episodes), known)
     finally:
         run.close()
     cells = [(row["judge"], row["frames_of"], *(f"{row[name]:.3g}" for name in FIGURES)) for row in rows]

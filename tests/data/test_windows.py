@@ -134,6 +134,10 @@ def test_uniform_reflector_windows():
         np.testing.assert_array_equal(window["labels"][window["frame_mask"]], shown >= 8)
     assert set(ends) == set(range(10))
     assert np.mean(np.array(ends) >= 8) == pytest.approx(0.6, abs=0.06)
+    newest = ReflectorWindows([counting_episode(0, 9, success_at=8)], length=1, mode="uniform", negatives=0.0)
+    for seed in range(20):  # one frame is the last of what would have been several
+        of_four, of_one = (part.window(0, np.random.default_rng(seed)) for part in (windows, newest))
+        assert values(of_one["frames"]) == values(of_four["frames"])[of_four["frame_mask"]][-1]
 
 
 def test_negatives_are_successes_under_another_instruction():

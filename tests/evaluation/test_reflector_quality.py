@@ -62,6 +62,22 @@ def test_calibration_figures_leave_padding_out():
     assert np.isnan(per_task[9]["auroc"])
 
 
+def test_a_clock_knows_task_and_time():
+    """Task 3: one of two known episodes is done at the last of 5 steps, the other has only 3; task 7: never done."""
+    known = np.array([[0, 0, 0, 0, 1], [0, 0, 0, 0, 0], [0, 0, 0, 0, 0]], bool)
+    mask = np.array([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0], [1, 1, 1, 1, 1]], bool)
+    told = quality.clock([7, 3], [3, 3, 7], known, mask, window=1)
+    # One done frame of 2 + 1 + 1, and of 1 + 1.
+    np.testing.assert_allclose(told, [[0.0] * 5, [0.0, 0.0, 0.0, 1 / 4, 1 / 2]], atol=1e-12)
+
+
+def test_episodes_are_ranked_by_their_highest_frame():
+    label = np.array([[0, 1, 0], [0, 0, 0], [0, 0, 1]], bool)
+    mask = np.array([[1, 1, 1], [1, 1, 0], [1, 1, 1]], bool)
+    probability = np.array([[0.1, 0.6, 0.1], [0.5, 0.3, 0.9], [0.2, 0.4, 0.3]])  # 0.9 is padding
+    assert quality.calibration_figures(probability, label, mask)["episode_auroc"] == 0.5
+
+
 def test_bad_input():
     with pytest.raises(ValueError, match=r"probability \(5, 4\), label \(5, 3\)"):
         quality.calibration_figures(PROBABILITY, TRUTH[:, :3], MASK)

@@ -147,10 +147,12 @@ def test_what_a_run_leaves(straight):
 def test_the_judge_beside_the_bare_model(straight):
     """The trained one has the gate's figures; the bare one is the network before training, asked for yes or no."""
     run = pipeline.Run(get_config("debug"), straight)
-    rows = judge_quality(run.models, run.params("simulator"), run.params("reflector"), run.test_episodes)
+    params, known = (run.params("simulator"), run.params("reflector")), run.demonstrations + run.exploration[0]
+    rows = judge_quality(run.models, *params, run.test_episodes, known)
     run.close()
     assert [(row["judge"], row["frames_of"]) for row in rows] == [
         ("trained", "true"), ("trained", "imagined"), ("bare", "true"), ("bare", "imagined"),
+        ("clock", "no"),
     ]  # fmt: skip
     gate = json.loads((straight / "gate.json").read_text())["reflector"]
     for row in rows[:2]:

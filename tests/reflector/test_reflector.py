@@ -108,6 +108,8 @@ def test_uniform_reads_evenly_spaced_frames_up_to_now():
     expected = one_pass(STREAMING, params, frames[:, [0, 2, 4]], text)[:, -1]
     np.testing.assert_allclose(got[:, 4], expected, atol=1e-5)
     np.testing.assert_allclose(got[:, :3], one_pass(STREAMING, params, frames[:, :3], text), atol=1e-5)
+    of_one = one_pass(replace(UNIFORM, sampled_frames=1), params, frames, text)
+    np.testing.assert_allclose(of_one[:, 4], one_pass(STREAMING, params, frames[:, 4:5], text)[:, 0], atol=1e-5)
 
 
 def test_loss_is_cross_entropy_of_the_frames_that_count(monkeypatch):

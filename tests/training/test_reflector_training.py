@@ -47,8 +47,12 @@ def make_episode(steps, first):
     )
 
 
-def test_replay_counts_the_recorded_actions(monkeypatch):
-    """The world adds each action's first number to the picture: frame n of an episode shows its first frame + n."""
+@pytest.mark.parametrize("stride", [1, 4])
+def test_replay_counts_the_recorded_actions(monkeypatch, stride):
+    """The world adds each action's first number to the picture: frame n of an episode shows its first frame + n.
+
+    With a stride the picture of the steps 1 to 4 is that after the fourth, and so is its label.
+    """
     monkeypatch.setattr(reflector_training, "REPLAY_BATCH", 4)
 
     def step(params, key, state, actions):
@@ -65,7 +69,9 @@ def test_replay_counts_the_recorded_actions(monkeypatch):
         camera = Camera(pick("intrinsics"), pick("camera_pose"))
         return Starts(pick("images"), pick("proprio"), words, words, camera, np.zeros(len(episodes), np.int32))
 
-    config = SimpleNamespace(policy=SimpleNamespace(chunk=4), mesh=MeshConfig())
+    config = SimpleNamespace(
+        policy=SimpleNamespace(chunk=4), simulator=SimpleNamespace(frame_stride=stride), mesh=MeshConfig()
+    )
     models = type("Models", (), {})()
     models.config, models.simulator, models.statistics, models.starts = config, world, STATISTICS, starts
     episodes = [make_episode(steps, first) for steps, first in ((8, 10), (3, 20), (12, 30), (8, 40), (5, 50))]
@@ -74,6 +80,8 @@ def test_replay_counts_the_recorded_actions(monkeypatch):
     for dream, first in zip(dreams, (10, 20, 30, 40, 50)):
         np.testing.assert_array_equal(dream.images[:, 0, 0, 0, 0], first + np.arange(dream.num_steps + 1))
         assert dream.actor == "imagined" and len(dream.success) == dream.num_steps + 1
+    succeeds = [8, 3, None, 8, 5] if stride == 1 else [5, 1, None, 5, 5]
+    assert [np.flatnonzero(dream.success).min() if dream.success.any() else None for dream in dreams] == succeeds
 
 
 def test_an_episode_longer_than_the_reflector_reads_is_refused(tmp_path):

@@ -130,9 +130,9 @@ class ReflectorWindows:
     Keys: frames uint8 [L, V, H, W, 3], frame_index int32 [L] (their times, ascending), frame_mask bool [L], labels
     float32 [L], task int32, instruction str. Mode "streaming": the whole episode, or of o_1:t of a longer one the last
     L / 2 frames and as many drawn at random from before. Mode "uniform" (the paper): at most L frames spread evenly
-    over o_1:t. t is drawn at random, in successful episodes half of the time after the success. A share `negatives` of
-    the windows from successful episodes gets the instruction of another task, and labels 0. Successful and failed
-    episodes are two groups.
+    over o_1:t, one is o_t. t is drawn at random, in successful episodes half of the time after the success. A share
+    `negatives` of the windows from successful episodes gets the instruction of another task, and labels 0. Successful
+    and failed episodes are two groups.
     """
 
     episodes: Sequence[Episode]
@@ -188,7 +188,8 @@ class ReflectorWindows:
         return np.append(chosen, np.arange(early, last + 1))
 
     def _uniform(self, episode: Episode, rng: np.random.Generator) -> np.ndarray:
-        return np.unique(np.linspace(0, self._last(episode, rng), self.length).round().astype(int))
+        last = self._last(episode, rng)
+        return np.unique(np.linspace(0 if self.length > 1 else last, last, self.length).round().astype(int))
 
     def _last(self, episode: Episode, rng: np.random.Generator) -> int:
         after_success = episode.succeeded and rng.random() < 0.5

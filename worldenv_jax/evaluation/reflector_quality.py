@@ -94,7 +94,9 @@ def calibration_figures(
         threshold: eta.
 
     Returns: frame by frame "auroc", "average_precision", "false_positive_rate", "false_negative_rate",
-        "calibration_error"; episode by episode the figures of `detection`; and the numbers "frames", "episodes".
+        "calibration_error"; episode by episode "episode_auroc" (of its highest R, for whether it succeeds; frames are
+        ranked well by the time alone, see `clock`) and the figures of `detection`; and the numbers "frames",
+        "episodes".
 
     Raises ValueError where the shapes differ or a probability is outside [0, 1].
     """
@@ -113,10 +115,32 @@ def calibration_figures(
         "false_positive_rate": false_positive,
         "false_negative_rate": false_negative,
         "calibration_error": calibration_error(frames, truth),
+        "episode_auroc": auroc(np.where(mask, probability, 0.0).max(1), (label.astype(bool) & mask).any(1)),
         **detection(probability, label, mask, threshold),
         "frames": int(mask.sum()),
         "episodes": len(mask),
     }
+
+
+def clock(
+    task: Sequence[int], known_task: Sequence[int], label: np.ndarray, mask: np.ndarray, window: int = 8
+) -> np.ndarray:
+    """A judge that sees no frame, for comparison: how often known episodes of the task are done at about that time.
+
+    Args:
+        task: int [E], of the episodes to judge.
+        known_task, label, mask: int [M], bool [M, N], bool [M, N] of the episodes that it has learned from.
+        window: it counts frames at most this far from the time.
+
+    Returns: float [E, N]; 0 where no known episode is that long.
+    """
+    known_task, done = np.asarray(known_task), np.asarray(label, bool) & mask
+    smooth = lambda row: np.convolve(row, np.ones(2 * window + 1), "same")
+    rates = {}
+    for number in np.unique(task):
+        own = known_task == number
+        rates[number] = smooth(done[own].sum(0)) / np.maximum(smooth(np.asarray(mask)[own].sum(0)), 1)
+    return np.stack([rates[number] for number in task])
 
 
 def figures_per_task(

@@ -172,7 +172,7 @@ def positions(text: Text, slots: Array) -> Array:
 
 
 def uniform_logits(config: ReflectorConfig, params: Params, tokens: Array, text: Text, last: Array) -> Array:
-    """R's logit at frame `last` from at most config.sampled_frames of the frames 0 .. last, evenly spaced.
+    """R's logit at frame `last` from at most config.sampled_frames of the frames 0 .. last, evenly spaced; one: `last`.
 
     Args:
         tokens: [B, F, P, D], the frames so far; those after `last` are not read.
@@ -184,7 +184,8 @@ def uniform_logits(config: ReflectorConfig, params: Params, tokens: Array, text:
     samples = min(config.sampled_frames, tokens.shape[1])
     used = jnp.minimum(last + 1, samples)
     step = jnp.arange(samples)
-    chosen = jnp.where(last < samples, step, step * last // max(samples - 1, 1))
+    spaced = step * last // (samples - 1) if samples > 1 else last
+    chosen = jnp.where(last < samples, step, spaced)
     frames = tokens[:, jnp.minimum(chosen, last)].reshape(batch, -1, width)
     suffix = _suffix(config, params, batch)
     embeddings = jnp.concatenate([apply(config, params, "embed", text.tokens), frames, suffix], axis=1)

@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The trained reflector beside the bare vision-language model that it is made of, on true and on imagined frames."""
+"""The trained reflector beside the bare vision-language model that it is made of and beside a clock."""
 
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import jax
+import numpy as np
 
 from worldenv_jax.data.episodes import Episode
 from worldenv_jax.errors import WorldEnvError
-from worldenv_jax.evaluation.reflector_quality import DEFAULT_THRESHOLD, calibration_figures
+from worldenv_jax.evaluation.reflector_quality import DEFAULT_THRESHOLD, calibration_figures, clock
 from worldenv_jax.reflector import answering
 from worldenv_jax.training.models import Models
 from worldenv_jax.training.pretrained import initial_reflector
@@ -19,7 +20,11 @@ from worldenv_jax.types import Params
 
 
 def judge_quality(
-    models: Models, simulator_params: Params, reflector_params: Params, episodes: Sequence[Episode]
+    models: Models,
+    simulator_params: Params,
+    reflector_params: Params,
+    episodes: Sequence[Episode],
+    training: Sequence[Episode],
 ) -> list[dict[str, Any]]:
     """Judges held-out episodes and their replays in the simulator over the rollout's horizon.
 
@@ -28,11 +33,13 @@ def judge_quality(
       simulator_params: of the trained simulator.
       reflector_params: of the trained reflector.
       episodes: held-out ones, with decoded images.
+      training: what the reflector was trained on; images are not read.
 
     Returns:
       Rows of "judge" ("trained", or "bare": the model as it was before training, asked whether the task is done, R from
       the logits of yes and no, the paper's ablation), "frames_of" ("true", "imagined"), "threshold" and the figures of
-      `calibration_figures`. Without published weights the bare model is a random one and knows nothing.
+      `calibration_figures`. Without published weights the bare model is a random one and knows nothing. The last row
+      is of the judge "clock", which knows task and time of "no" frames: what is no better has not learned to see.
 
     Raises:
       WorldEnvError: no episodes.
@@ -50,7 +57,7 @@ def judge_quality(
         "trained": (models, reflector_params, config.rollout.threshold),
         "bare": (asked, initial, DEFAULT_THRESHOLD),
     }
-    return [
+    rows = [
         {
             "judge": name,
             "frames_of": kind,
@@ -60,3 +67,8 @@ def judge_quality(
         for name, (judge, params, threshold) in judges.items()
         for kind, seen in {"true": episodes, "imagined": imagined}.items()
     ]
+    steps, task = horizon(config), [episode.task for episode in episodes]
+    known = pad_steps([episode.success[1:] for episode in training], steps)
+    told = clock(task, [episode.task for episode in training], *known)
+    figures = calibration_figures(np.where(valid, told, 0.0), labels, valid, DEFAULT_THRESHOLD)
+    return [*rows, {"judge": "clock", "frames_of": "no", "threshold": DEFAULT_THRESHOLD, **figures}]

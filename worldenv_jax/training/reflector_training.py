@@ -169,7 +169,7 @@ def replay_episodes(
 
     Returns:
       The same episodes with imagined frames and proprioception (actor "imagined"); actions and labels are the
-      recorded ones.
+      recorded ones, a frame that repeats a later one has the later one's label.
 
     Raises:
       WorldEnvError: frames, cameras or actions that the simulator cannot replay.
@@ -184,7 +184,8 @@ def replay_episodes(
         starts, normalised = split_rows((take_rows(models.starts(part), rows), normalised), mesh)
         rollout = replay(params, keys[first + rows], starts, normalised)
         frames, proprio = np.asarray(rollout.frames), np.asarray(rollout.proprio)
-        results += [_imagined(episode, frames[i], proprio[i]) for i, episode in enumerate(part)]
+        stride = models.config.simulator.frame_stride
+        results += [_imagined(episode, frames[i], proprio[i], stride) for i, episode in enumerate(part)]
     return results
 
 
@@ -221,16 +222,17 @@ def _chunks(actions: np.ndarray, num_chunks: int, chunk: int) -> np.ndarray:
     return np.concatenate([actions[:wanted], held]).reshape(num_chunks, chunk, -1)
 
 
-def _imagined(episode: Episode, frames: np.ndarray, proprio: np.ndarray) -> Episode:
-    """The episode with what the simulator predicted, as far as both reach."""
+def _imagined(episode: Episode, frames: np.ndarray, proprio: np.ndarray, stride: int) -> Episode:
+    """The episode with what the simulator predicted, as far as both reach; labels are of the times that are shown."""
     steps = min(episode.num_steps, frames.shape[0] * frames.shape[1])
     join = lambda first, rest: np.concatenate([np.asarray(first)[None], rest.reshape(-1, *rest.shape[2:])[:steps]])
+    shown = np.minimum(-(-np.arange(steps + 1) // stride) * stride, steps)
     return replace(
         episode,
         images=join(episode.images[0], frames),
         proprio=join(episode.proprio[0], proprio),
         actions=episode.actions[:steps],
-        success=episode.success[: steps + 1],
+        success=episode.success[shown],
         intrinsics=episode.intrinsics[: steps + 1],
         camera_pose=episode.camera_pose[: steps + 1],
         actor="imagined",
