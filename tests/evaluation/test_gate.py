@@ -8,7 +8,7 @@ import pytest
 
 from worldenv_jax.evaluation.gate import GateConfig, GateRefused, evaluate_gate
 
-JUDGE = {"auroc": 0.95, "false_positive_rate": 0.02, "calibration_error": 0.05}
+JUDGE = {"auroc": 0.95, "false_positive_rate": 0.02, "calibration_error": 0.05, "episode_auroc": 0.9}
 POLICY = {"imagined_success": {"mean": 0.3}, "true_success": {"mean": 0.4}}
 OUTCOMES = {"imagined": {"correlation": 0.6}, "policy": POLICY}
 CONFIG = GateConfig(copy_margin_success=3.0, copy_margin_failure=1.5, true_auroc=0.9, imagined_auroc=0.85)
@@ -29,7 +29,7 @@ def test_good_figures_pass():
     result = evaluate_gate(simulator_figures(), {"true": JUDGE, "imagined": JUDGE}, OUTCOMES, CONFIG)
     assert result.passed
     result.check()
-    assert len(result.rows) == 12
+    assert len(result.rows) == 13
     assert result.rows[0].figure == pytest.approx(4.0)
     assert result.rows[-1].figure == pytest.approx(0.75)
 
@@ -43,7 +43,7 @@ def test_a_policy_that_imagination_confuses_is_refused():
     never = OUTCOMES | {"policy": {**POLICY, "true_success": {"mean": 0.0}}}
     assert not evaluate_gate(simulator_figures(), judges, never, CONFIG).passed
     by_others = evaluate_gate(simulator_figures(), judges, {"imagined": {"correlation": 0.6}}, CONFIG)
-    assert by_others.passed and len(by_others.rows) == 11
+    assert by_others.passed and len(by_others.rows) == 12
 
 
 def test_refusal_lists_every_failed_row_and_the_flag():
@@ -58,6 +58,12 @@ def test_refusal_lists_every_failed_row_and_the_flag():
     assert "false-positive rate at eta, imagined frames: 0.4, must be at most 0.15" in message
     assert "true frames" not in message
     assert "--ignore_gate" in message
+
+
+def test_a_judge_that_knows_only_the_time_is_refused():
+    clock = {**JUDGE, "auroc": 0.94, "episode_auroc": 0.72}
+    with pytest.raises(GateRefused, match="AUROC of whole episodes, true frames: 0.72, must be at least 0.85"):
+        evaluate_gate(simulator_figures(), {"true": clock, "imagined": JUDGE}, OUTCOMES, CONFIG).check()
 
 
 def test_what_was_not_measured_fails():

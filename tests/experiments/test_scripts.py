@@ -137,7 +137,7 @@ def test_what_a_run_leaves(straight):
         assert [row["step"] for row in rows] == [1, 2, 3, 4] and all(metric in row for row in rows), stage
         assert list((straight / "metrics" / "tensorboard" / stage).iterdir())
     gate = json.loads((straight / "gate.json").read_text())
-    assert len(gate["rows"]) == 12
+    assert len(gate["rows"]) == 13
     assert set(json.loads((straight / "agreement.json").read_text())["counts"]) >= {"false_success", "both_failure"}
     assert list((straight / "pictures").glob("*.png"))
     page = (straight / "report.html").read_text()

@@ -29,6 +29,9 @@ class GateConfig:
     true_auroc: float = 0.9  # reflector on true frames: success against failure frames, at least
     true_false_positive_rate: float = 0.1  # share of failure frames with R > eta, at most
     true_calibration_error: float = 0.15  # expected calibration error, at most
+    # Of an episode's highest R, for whether it succeeds. In LIBERO-Object a clock that knows the task ranks frames by
+    # 0.94 and episodes by 0.72; a reflector that was no better (0.96 and 0.75) once taught a policy to fail.
+    true_episode_auroc: float = 0.85
     imagined_auroc: float = 0.85
     imagined_false_positive_rate: float = 0.15
     imagined_calibration_error: float = 0.2
@@ -99,14 +102,15 @@ def evaluate_gate(
     Args:
       simulator_figures: what `video_quality.open_loop_quality` returns: outcome ("success", "failure") -> predictor
         ("simulator", "copy_last_frame", "no_action") -> {"psnr": dB, ...}.
-      reflector_figures: kind of frames ("true", "imagined") -> {"auroc", "false_positive_rate", "calibration_error"}.
+      reflector_figures: kind of frames ("true", "imagined") -> {"auroc", "false_positive_rate", "calibration_error",
+        "episode_auroc"}.
       outcomes: kind of frames -> what `agreement.imagination_agreement` returns for whole held-out episodes;
         "imagined": replayed in imagination; "policy": imagined by the policy that recorded them, from the same starts,
         absent where somebody else did.
       config: thresholds.
 
     Returns:
-      Eleven rows, twelve with "policy". A missing or null figure counts as not measured, and fails.
+      Twelve rows, thirteen with "policy". A missing or null figure counts as not measured, and fails.
     """
     rows = []
     for outcome in ("success", "failure"):
@@ -124,6 +128,8 @@ def evaluate_gate(
         ):
             value = _figure(reflector_figures, kind, figure)
             rows.append(GateRow(f"{words}, {kind} frames", value, getattr(config, f"{kind}_{figure}"), at_least))
+    episodes = _figure(reflector_figures, "true", "episode_auroc")
+    rows.append(GateRow("AUROC of whole episodes, true frames", episodes, config.true_episode_auroc, True))
     correlation = _figure(outcomes, "imagined", "correlation")
     rows.append(GateRow("correlation of imagined with true outcomes", correlation, config.outcome_correlation, True))
     if "policy" in outcomes:
