@@ -296,7 +296,7 @@ def libero_small() -> ExperimentConfig:
         arm_motion=ARM_MOTION,
         compositor=_stage(6000, 8, 1e-3),
         denoiser=_stage(20_000, 8, 5e-4, ema_decay=0.999),
-        reflector_training=ReflectorStageConfig(2000, 8, optimizer=_adam(5e-4, 2000, 0.01)),
+        reflector_training=ReflectorStageConfig(2000, 64, optimizer=_adam(5e-4, 2000, 0.01)),
         rollout=RolloutConfig(num_chunks=OBJECT_CHUNKS),
         post_training=PostTrainingConfig(
             iterations=20,

@@ -85,10 +85,10 @@ class ReflectorConfig:
 
     @classmethod
     def libero_small(cls) -> "ReflectorConfig":
-        """Two 128 px views of LIBERO-Object (280 steps), 4 tokens per view."""
+        """Two 128 px views of LIBERO-Object (280 steps), 4 tokens per view; the newest frame alone, as `libero_cpu`."""
         vision = ViTConfig(128, 16, 128, 4, 4, 384)
         language = LlamaConfig(SMALL_VOCABULARY, 128, 256, 3, 4, 2, **_SMALL)
-        return cls(_small(vision, language, 2), 128, views=2, max_frames=289, text_length=48)
+        return replace(cls.libero_cpu(), llava=_small(vision, language, 2), image_size=128)
 
     @classmethod
     def libero_full(cls) -> "ReflectorConfig":
