@@ -8,7 +8,7 @@ import pytest
 
 from worldenv_jax.evaluation.gate import GateConfig, GateRefused, evaluate_gate
 
-JUDGE = {"auroc": 0.95, "false_positive_rate": 0.02, "calibration_error": 0.05, "episode_auroc": 0.9}
+JUDGE = {"auroc": 0.95, "false_positive_rate": 0.02, "calibration_error": 0.05, "episode_auroc": 0.95}
 POLICY = {"imagined_success": {"mean": 0.3}, "true_success": {"mean": 0.4}}
 OUTCOMES = {"imagined": {"correlation": 0.6}, "policy": POLICY}
 CONFIG = GateConfig(copy_margin_success=3.0, copy_margin_failure=1.5, true_auroc=0.9, imagined_auroc=0.85)
@@ -62,7 +62,7 @@ def test_refusal_lists_every_failed_row_and_the_flag():
 
 def test_a_judge_that_knows_only_the_time_is_refused():
     clock = {**JUDGE, "auroc": 0.94, "episode_auroc": 0.72}
-    with pytest.raises(GateRefused, match="AUROC of whole episodes, true frames: 0.72, must be at least 0.85"):
+    with pytest.raises(GateRefused, match="AUROC of whole episodes, true frames: 0.72, must be at least 0.9"):
         evaluate_gate(simulator_figures(), {"true": clock, "imagined": JUDGE}, OUTCOMES, CONFIG).check()
 
 

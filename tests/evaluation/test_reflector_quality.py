@@ -69,6 +69,8 @@ def test_a_clock_knows_task_and_time():
     told = quality.clock([7, 3], [3, 3, 7], known, mask, window=1)
     # One done frame of 2 + 1 + 1, and of 1 + 1.
     np.testing.assert_allclose(told, [[0.0] * 5, [0.0, 0.0, 0.0, 1 / 4, 1 / 2]], atol=1e-12)
+    whole = quality.clock([3], [3, 3, 7], known, mask, window=8)  # longer than the episodes
+    np.testing.assert_allclose(whole, [[1 / 8] * 5])
 
 
 def test_episodes_are_ranked_by_their_highest_frame():

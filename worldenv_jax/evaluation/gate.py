@@ -30,8 +30,8 @@ class GateConfig:
     true_false_positive_rate: float = 0.1  # share of failure frames with R > eta, at most
     true_calibration_error: float = 0.15  # expected calibration error, at most
     # Of an episode's highest R, for whether it succeeds. In LIBERO-Object a clock that knows the task ranks frames by
-    # 0.94 and episodes by 0.72; a reflector that was no better (0.96 and 0.75) once taught a policy to fail.
-    true_episode_auroc: float = 0.85
+    # 0.94 and episodes by 0.72; reflectors that were little better (0.98 and 0.89) knew nothing of imagined successes.
+    true_episode_auroc: float = 0.9
     imagined_auroc: float = 0.85
     imagined_false_positive_rate: float = 0.15
     imagined_calibration_error: float = 0.2
