@@ -152,7 +152,7 @@ def test_the_judge_beside_the_bare_model(straight):
     run.close()
     assert [(row["judge"], row["frames_of"]) for row in rows] == [
         ("trained", "true"), ("trained", "imagined"), ("bare", "true"), ("bare", "imagined"),
-        ("clock", "no"),
+        ("clock", "none"),
     ]  # fmt: skip
     gate = json.loads((straight / "gate.json").read_text())["reflector"]
     for row in rows[:2]:

@@ -78,7 +78,7 @@ class ReflectorConfig:
     def libero_cpu(cls) -> "ReflectorConfig":
         """Two 64 px views of LIBERO-Object (280 steps), 4 tokens per view; the newest frame alone.
 
-        With the frames before, 200 episodes teach it when successes come instead of what they look like.
+        Reading the frames before, too, it learned when successes come instead of what they look like (README).
         """
         tabletop = cls.tabletop()
         return replace(tabletop, views=2, max_frames=289, text_length=48, mode="uniform", sampled_frames=1)

@@ -71,13 +71,13 @@ def measure_gate(
         "true": judge_episodes(models, params.reflector, episodes)[0],
         "imagined": judge_episodes(models, params.reflector, imagined)[0],
     }
-    labels = labels_of(config, episodes)
+    labels = {"true": labels_of(config, episodes), "imagined": labels_of(config, imagined)}
     threshold, tasks = config.rollout.threshold, [episode.task for episode in episodes]
     reflector = {
         kind: {
-            **calibration_figures(probability, labels, valid, threshold),
-            **judge_curves(probability, labels, valid),
-            "per_task": figures_per_task(tasks, probability, labels, valid, threshold),
+            **calibration_figures(probability, labels[kind], valid, threshold),
+            **judge_curves(probability, labels[kind], valid),
+            "per_task": figures_per_task(tasks, probability, labels[kind], valid, threshold),
         }
         for kind, probability in judged.items()
     }

@@ -39,7 +39,7 @@ def judge_quality(
       Rows of "judge" ("trained", or "bare": the model as it was before training, asked whether the task is done, R from
       the logits of yes and no, the paper's ablation), "frames_of" ("true", "imagined"), "threshold" and the figures of
       `calibration_figures`. Without published weights the bare model is a random one and knows nothing. The last row
-      is of the judge "clock", which knows task and time of "no" frames: what is no better has not learned to see.
+      is of the judge "clock" ("frames_of": "none"), which knows task and time: who is no better has not learned to see.
 
     Raises:
       WorldEnvError: no episodes.
@@ -49,7 +49,8 @@ def judge_quality(
     config = models.config
     key = jax.random.key(config.seed + 10)
     imagined = replay_episodes(models, simulator_params, episodes, key, config.rollout.num_chunks)
-    labels = labels_of(config, episodes)
+    frames_of = {"true": episodes, "imagined": imagined}
+    labels = {kind: labels_of(config, seen) for kind, seen in frames_of.items()}
     _, valid = pad_steps([episode.images[1:] for episode in episodes], horizon(config))
     initial = initial_reflector(config, jax.random.key(config.seed + 3), mesh_from_config(config.mesh))
     asked = replace(models, config=replace(config, reflector=answering(replace(config.reflector, temperature=1.0))))
@@ -62,13 +63,13 @@ def judge_quality(
             "judge": name,
             "frames_of": kind,
             "threshold": threshold,
-            **calibration_figures(judge_episodes(judge, params, seen)[0], labels, valid, threshold),
+            **calibration_figures(judge_episodes(judge, params, seen)[0], labels[kind], valid, threshold),
         }
         for name, (judge, params, threshold) in judges.items()
-        for kind, seen in {"true": episodes, "imagined": imagined}.items()
+        for kind, seen in frames_of.items()
     ]
     steps, task = horizon(config), [episode.task for episode in episodes]
     known = pad_steps([episode.success[1:] for episode in training], steps)
     told = clock(task, [episode.task for episode in training], *known)
-    figures = calibration_figures(np.where(valid, told, 0.0), labels, valid, DEFAULT_THRESHOLD)
-    return [*rows, {"judge": "clock", "frames_of": "no", "threshold": DEFAULT_THRESHOLD, **figures}]
+    figures = calibration_figures(np.where(valid, told, 0.0), labels["true"], valid, DEFAULT_THRESHOLD)
+    return [*rows, {"judge": "clock", "frames_of": "none", "threshold": DEFAULT_THRESHOLD, **figures}]
