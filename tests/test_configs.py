@@ -91,10 +91,6 @@ def test_the_three_models_fit_into_one_rollout(name):
         (lambda c: {"environment": replace(c.environment, views=2)}, "different numbers of views: .*'environment': 2"),
         (lambda c: {"environment": replace(c.environment, image_size=64)}, "environment.image_size is 64, simulator"),
         (lambda c: {"rollout": replace(c.rollout, num_chunks=5)}, "simulator.max_chunks is 4"),
-        (
-            lambda c: {"reflector_training": replace(c.reflector_training, least_threshold=1.0)},
-            r"least_threshold is 1.0, expected one in \(0, 1\)",
-        ),
     ],
 )
 def test_models_that_do_not_fit_are_refused(change, message):

@@ -49,12 +49,7 @@ class ReflectorStageConfig(StageConfig):
     """Training of the reflector."""
 
     frames: int = 0  # of an episode in a batch, half of them its last ones ("streaming" mode); 0: all
-    least_threshold: float = 0.5  # eta is this, or the smallest above it that keeps to the next
-    false_positive_rate: float = 0.02  # per frame
-
-    def __post_init__(self):
-        if not 0.0 < self.least_threshold < 1.0:
-            raise ValueError(f"reflector_training.least_threshold is {self.least_threshold}, expected one in (0, 1)")
+    false_positive_rate: float = 0.02  # per frame; eta is 0.5, or the smallest above it that keeps to this
 
 
 @dataclass(frozen=True)

@@ -106,8 +106,7 @@ def test_threshold_rule():
     assert quality.choose_threshold(PROBABILITY, TRUTH, MASK, 2 / 12) == 0.5
     assert quality.choose_threshold(PROBABILITY, TRUTH, MASK, 1 / 12) == 0.6
     assert quality.choose_threshold(PROBABILITY, TRUTH, MASK, 0.0) == 0.7
-    assert quality.choose_threshold(PROBABILITY, TRUTH, MASK, 1.0, least=0.2) == 0.2
-    assert quality.choose_threshold(PROBABILITY, TRUTH, MASK, 1 / 12, least=0.2) == 0.6
+    assert quality.choose_threshold(PROBABILITY, TRUTH, MASK, 1.0) == 0.5
     assert quality.choose_threshold(np.ones((1, 2)), np.zeros((1, 2), bool), np.ones((1, 2), bool)) == 0.99
 
 

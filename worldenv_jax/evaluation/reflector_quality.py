@@ -193,19 +193,16 @@ def choose_threshold(
     label: np.ndarray,
     mask: np.ndarray,
     false_positive_rate: float = 0.02,
-    least: float = DEFAULT_THRESHOLD,
 ) -> float:
-    """Eta: `least` where its false-positive rate per frame is within the limit, else the smallest that keeps to it.
-
-    In long episodes successes are rare among frames, and a calibrated R seldom reaches a half: choose a small `least`.
+    """Eta: a half where its false-positive rate per frame is within the limit, else the smallest that keeps to it.
 
     A false success ends a trajectory with a reward that it did not earn, so RL learns to provoke it; a late or missed
     success only costs signal. Hence the limit is on false positives.
 
-    Returns: `least`, or a larger value on a grid of 0.01; 0.99 where even that does not keep to the limit.
+    Returns: 0.5, or a larger value on a grid of 0.01; 0.99 where even that does not keep to the limit.
     """
     failures = probability[mask & ~np.asarray(label, bool)]
-    grid = np.round(np.arange(least, 1.0, 0.01), 2)
+    grid = np.round(np.arange(DEFAULT_THRESHOLD, 1.0, 0.01), 2)
     within = [float(threshold) for threshold in grid if np.mean(failures > threshold) <= false_positive_rate]
     return within[0] if within else float(grid[-1])
 

@@ -92,8 +92,7 @@ def calibrate(
     logit = np.log(clipped / (1 - clipped))
     temperature = fit_temperature(logit[mask], label[mask])
     probability = 1 / (1 + np.exp(-logit / temperature))
-    stage = config.reflector_training
-    eta = choose_threshold(probability, label, mask, stage.false_positive_rate, stage.least_threshold)
+    eta = choose_threshold(probability, label, mask, config.reflector_training.false_positive_rate)
     return {"temperature": temperature * models.config.reflector.temperature, "threshold": eta}
 
 
