@@ -4,9 +4,10 @@
     python experiments/claim.py --config=libero_cpu --suite=libero_object --demos=5 --seeds=3 --workdir=runs/claim
 
 Every seed: demonstrations, cloning, exploration (`collect.exploration_per_task` episodes), simulator, reflector, gate,
-post-training in imagination; with --upper_bound also the same number of updates in the true simulator. The policies are
-evaluated on the same test starts of every kind that the world has. Where the gate refuses, the cloned policy is kept
-and counted as the result. Stop it at any time: the same command goes on where it was.
+post-training in imagination; with --upper_bound also the same number of updates in the true simulator; where
+post-training starts from self-imitation, that too. The policies are evaluated on the same test starts of every kind
+that the world has. Where the gate refuses, the policy that post-training would have started from is kept and counted as
+the result. Stop it at any time: the same command goes on where it was.
 """
 
 from dataclasses import replace
@@ -29,8 +30,19 @@ flags.DEFINE_string("suite", None, "LIBERO suite; by default the config's.")
 flags.DEFINE_integer("demos", None, "Demonstrations per task; by default the config's.", lower_bound=1)
 flags.DEFINE_bool("upper_bound", True, "Post-train in the true simulator, too (variant full).")
 
-LEARNED_WORLD = ("collect_demonstrations", "clone_policy", "collect_exploration", "train_simulator", "train_reflector")
-RESULTS = {"after": "in imagination", "after_true": "in the true world"}
+LEARNED_WORLD = (
+    "collect_demonstrations",
+    "clone_policy",
+    "collect_exploration",
+    "imitate_successes",
+    "train_simulator",
+    "train_reflector",
+)
+RESULTS = {
+    "self_imitated": "imitating its own successes",
+    "after": "in imagination",
+    "after_true": "in the true world",
+}
 
 
 def configured() -> ExperimentConfig:
@@ -53,11 +65,14 @@ def run_once(config: ExperimentConfig, folder: Path) -> dict[str, Any]:
     run = pipeline.Run(config, folder)
     try:
         pipeline.start(run)
-        for name in LEARNED_WORLD:
+        stages = [name for name in pipeline.stages_of(config) if name in LEARNED_WORLD]
+        for name in stages:
             pipeline.STAGES[name](run)
             jax.clear_caches()  # no stage needs the programs of another in memory
         passed = pipeline.gate(run).passed or FLAGS.ignore_gate
         policies = ["before"]
+        if config.post_training.start_from == "self_imitated":
+            policies.append("self_imitated")
         if passed:
             pipeline.post_train(run)
             pipeline.measure_agreement(run)
@@ -70,7 +85,7 @@ def run_once(config: ExperimentConfig, folder: Path) -> dict[str, Any]:
         if passed:
             pipeline.report(run)
         for row in results.values():
-            row.setdefault("after", row["before"])
+            row.setdefault("after", row["self_imitated" if "self_imitated" in row else "before"])
         return {"gate_passed": passed, "results": results}
     finally:
         run.close()

@@ -24,7 +24,9 @@ flags.DEFINE_string("coordinator", None, "host:port of process 0, where the envi
 flags.DEFINE_integer("processes", None, "How many, with --coordinator.")
 flags.DEFINE_integer("process", None, "Number of this one, with --coordinator.")
 
-flags.DEFINE_list("policy", ["after"], "Cloned (before), post-trained (after), or that in the true world (after_true).")
+flags.DEFINE_list(
+    "policy", ["after"], "Cloned (before), self_imitated, post-trained (after), or that in the true world (after_true)."
+)
 
 
 def config_from_flags() -> ExperimentConfig:

@@ -37,7 +37,7 @@ def run_once(config: ExperimentConfig, folder: Path) -> dict:
     try:
         pipeline.start(run)
         if FLAGS.from_scratch:
-            names = tuple(pipeline.STAGES)
+            names = pipeline.stages_of(run.config)
         else:
             names = pipeline.stages_after_pretrained(run)
         for name in names:

@@ -102,7 +102,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Exports one model."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workdir", type=Path, required=True, help="of the run")
-    models = ("policy", "post_trained", "post_trained_true", "simulator", "reflector")
+    models = ("policy", "self_imitated", "post_trained", "post_trained_true", "simulator", "reflector")
     parser.add_argument("--model", choices=models, required=True)
     parser.add_argument("--to", type=Path, required=True, help="new folder")
     options = parser.parse_args(arguments)

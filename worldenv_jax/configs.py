@@ -8,6 +8,7 @@ hours), `libero_small` (one GPU), `libero_full` (the paper's sizes).
 
 import difflib
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from worldenv_jax.envs import EnvironmentConfig
 from worldenv_jax.errors import WorldEnvError
@@ -56,6 +57,7 @@ class ReflectorStageConfig(StageConfig):
 class PostTrainingConfig:
     """How much RL, and when to stop it."""
 
+    start_from: Literal["policy", "self_imitated"] = "policy"  # the clone, or `pipeline.imitate_successes` of it
     iterations: int = 12
     starts: int = 8  # S per iteration
     epochs: int = 1  # passes over the rollouts of an iteration

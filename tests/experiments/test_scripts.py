@@ -10,10 +10,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 from script_runs import run
 
 from worldenv_jax.configs import get_config
-from worldenv_jax.data.rlds import open_episodes
+from worldenv_jax.data.rlds import add_episodes, open_episodes
 from worldenv_jax.envs.base import EpisodeError, split_slots
 from worldenv_jax.envs.tabletop import TabletopConfig, TabletopEnvironment
 from worldenv_jax.errors import WorldEnvError
@@ -63,17 +64,45 @@ def resumed(tmp_path_factory, straight):
 
 @pytest.mark.parametrize("model", MODELS)
 def test_resumed_equals_straight_to_the_bit(straight, resumed, model):
-    first, second = (load_params(w / "params" / f"{model}.safetensors") for w in (straight, resumed))
+    assert_same_parameters(*(load_params(w / "params" / f"{model}.safetensors") for w in (straight, resumed)))
 
-    def compare(a, b, name):
-        if isinstance(a, dict):
-            assert a.keys() == b.keys()
-            for key in a:
-                compare(a[key], b[key], f"{name}/{key}")
-        else:
-            np.testing.assert_array_equal(a, b, err_msg=name)
 
-    compare(first, second, model)
+def assert_same_parameters(first, second):
+    first, second = flatten_dict(first), flatten_dict(second)
+    assert first.keys() == second.keys()
+    for name, leaf in first.items():
+        np.testing.assert_array_equal(leaf, second[name], err_msg="/".join(name))
+
+
+def test_self_imitation_resumes_to_the_bit_and_the_claim_goes_on_from_it(straight, tmp_path, monkeypatch):
+    """The expert's episodes stand for exploration, which this clone never brings to an end."""
+    claim = importlib.import_module("claim")
+    at_once, stopped = tmp_path / "full_seed0", tmp_path / "stopped"
+    for folder in (at_once, stopped):
+        for part in ("data/demonstrations", "params", "calibration.json"):
+            copy = shutil.copytree if (straight / part).is_dir() else shutil.copyfile
+            (folder / part).parent.mkdir(parents=True, exist_ok=True)
+            copy(straight / part, folder / part)
+        expert = open_episodes(straight / "data/demonstrations")
+        add_episodes(folder / "data/exploration", [replace(e, seed=n) for e in expert for n in range(4)])
+        (folder / "params" / "post_trained.safetensors").unlink()
+    start = "--set=post_training.start_from=self_imitated"
+    monkeypatch.setattr(claim, "LEARNED_WORLD", ("imitate_successes",))
+    run("claim", tmp_path, "--ignore_gate", "--upper_bound=false", start, "--set=post_training.iterations=0")
+    for overrides in STOPS["clone_policy"]:
+        run("imitate_successes", stopped, start, *(f"--set={override}" for override in overrides))
+    run("imitate_successes", stopped, start)
+    load = lambda folder, name: load_params(folder / "params" / f"{name}.safetensors")
+    imitated = load(at_once, "self_imitated")
+    assert_same_parameters(imitated, load(stopped, "self_imitated"))
+    assert_same_parameters(imitated, load(at_once, "post_trained"))  # no update was made
+    with pytest.raises(AssertionError):
+        assert_same_parameters(imitated, load(at_once, "policy"))
+    rows = json.loads((tmp_path / "claim.json").read_text())["table"]
+    assert [row["variant"] for row in rows] == [
+        "full, imitating its own successes, shifted starts",
+        "full, in imagination, shifted starts",
+    ]
 
 
 def test_a_finished_run_is_read_for_its_own_config_only(straight):
@@ -293,9 +322,9 @@ def test_the_reflector_may_end_episodes(straight, tmp_path):
 @pytest.mark.parametrize(
     "script,argument,message",
     [
-        ("evaluate", "--policy=befor", "expected before, after, after_true, replay, expert"),
+        ("evaluate", "--policy=befor", "expected before, self_imitated, after, after_true, replay, expert"),
         ("evaluate", "--starts=official", "tabletop has no official starts"),
-        ("imagine", "--policy=expert", "expected before, after, after_true"),
+        ("imagine", "--policy=expert", "expected before, self_imitated, after, after_true"),
         ("imagine", "--policy=before,after", "one policy imagines at a time"),
     ],
 )

@@ -2,7 +2,7 @@
 """One recorded episode: the schema shared by demonstrations, exploration and imagined trajectories."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -54,6 +54,20 @@ class Episode:
     def first_success(self) -> int | None:
         """Index of the first frame at which the predicate held, or None."""
         return int(self.success.argmax()) if self.succeeded else None
+
+
+def until_success(episode: Episode) -> Episode:
+    """The episode without what follows its first success.
+
+    Raises:
+        ValueError: it does not succeed, or begins at its goal: no action would be left.
+    """
+    end = episode.first_success
+    if not end:
+        raise ValueError(f"episode {episode.spec} has no action before a success: it succeeds at frame {end}")
+    per_frame = ("images", "proprio", "success", "intrinsics", "camera_pose")
+    frames = {name: getattr(episode, name)[: end + 1] for name in per_frame}
+    return replace(episode, actions=episode.actions[:end], **frames)
 
 
 class EpisodeSummary(NamedTuple):

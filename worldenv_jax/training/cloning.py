@@ -3,6 +3,9 @@
 
 The L1 recipe is OpenVLA-OFT's (arXiv 2502.19645). The scale head's is ours, because RIPT-VLA never released one: the
 mean is held fixed (no gradient through `loc`) and only the scale head learns how far the demonstrations lie from it.
+
+Self-imitation, the same on the policy's own successes besides, is not in World-Env. It uses what exploration for the
+simulator has found anyway, so it is what imagination has to be compared with.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from worldenv_jax.configs import AugmentationConfig, ExperimentConfig
-from worldenv_jax.data.episodes import Episode
+from worldenv_jax.data.episodes import Episode, until_success
 from worldenv_jax.data.windows import BatchSampler, PolicyWindows
 from worldenv_jax.policy import PolicyConfig, laplace_log_prob, policy_distribution
 from worldenv_jax.training.augmentation import augment
@@ -57,9 +60,17 @@ def make_scale_loss(config: PolicyConfig, statistics: Statistics, augmentation: 
 
 
 def clone_policy(
-    config: ExperimentConfig, workdir: Workdir, models: Models, demonstrations: Sequence[Episode]
+    config: ExperimentConfig,
+    workdir: Workdir,
+    models: Models,
+    demonstrations: Sequence[Episode],
+    stages: tuple[str, str] = ("clone_policy", "scale_head"),
 ) -> Params:
-    """Both stages: L1 on everything but the scale head, then the scale head alone. Returns the policy's parameters."""
+    """Both stages: L1 on everything but the scale head, then the scale head alone. Returns the policy's parameters.
+
+    Args:
+      stages: names of the checkpoints and metrics of the two.
+    """
     augmentation = config.augmentation
     action_loss = make_action_loss(config.policy, models.statistics, augmentation)
     scale_loss = make_scale_loss(config.policy, models.statistics, augmentation)
@@ -67,14 +78,19 @@ def clone_policy(
     mesh = mesh_from_config(config.mesh)
     params = initial_policy(config, jax.random.key(config.seed), mesh)
     for name, loss, stage, offset in (
-        ("clone_policy", action_loss, config.cloning, 1),
-        ("scale_head", scale_loss, config.scale_head, 2),
+        (stages[0], action_loss, config.cloning, 1),
+        (stages[1], scale_loss, config.scale_head, 2),
     ):
         windows = PolicyWindows(episodes, config.policy.chunk, pad=True)
         sampler = BatchSampler(windows, stage.batch_size, config.seed + offset)
         key = jax.random.key(config.seed + offset)
         params = run_training(workdir, name, stage, mesh, params, loss, make_cloning_batches(models, sampler), key)
     return params
+
+
+def own_successes(episodes: Sequence[Episode]) -> list[Episode]:
+    """The episodes that succeed, each up to its first success, as demonstrations end."""
+    return [until_success(episode) for episode in episodes if episode.succeeded and episode.first_success]
 
 
 def make_cloning_batches(models: Models, sampler: BatchSampler) -> Callable[[int], CloningBatch]:

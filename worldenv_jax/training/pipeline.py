@@ -49,7 +49,12 @@ from worldenv_jax.training.workdir import Workdir, mesh_from_config
 from worldenv_jax.types import Array, EpisodeSpec, GeometryFn, Params, Statistics
 
 # Whose success can be measured: finished models, by the names of their evaluations, and what to compare them with.
-POLICIES = {"before": "policy", "after": "post_trained", "after_true": "post_trained_true"}
+POLICIES = {
+    "before": "policy",
+    "self_imitated": "self_imitated",
+    "after": "post_trained",
+    "after_true": "post_trained_true",
+}
 REFERENCES = ("replay", "expert")  # one demonstration per task repeated blindly; the scripted expert
 
 AGREEMENT_STARTS = 64  # imagined trajectories that are replayed in the true world
@@ -125,7 +130,7 @@ class Run:
         return Models.make(config, statistics, kinematics, self.instructions, self.geometry)
 
     def params(self, model: str) -> Params:
-        """A finished model's parameters: "policy", "simulator", "reflector", "post_trained" or "post_trained_true".
+        """A finished model's parameters: "simulator", "reflector" or one of the policies, the values of `POLICIES`.
 
         Raises:
           WorldEnvError: the stage that makes it has not finished, or they belong to another configuration.
@@ -187,6 +192,24 @@ def collect_exploration(run: Run) -> None:
     with run.workdir.timed("collect_exploration"):
         params = run.params("policy")
         collecting.collect_exploration(run.config, run.workdir, run.environment, run.models, params)
+
+
+def imitate_successes(run: Run) -> None:
+    """Cloning anew, on the demonstrations and the successes of exploration that the gate does not need.
+
+    Not in World-Env. With config.post_training.start_from = "self_imitated" post-training goes on from there.
+
+    Raises:
+      WorldEnvError: exploration has no success.
+    """
+    own = cloning.own_successes(run.exploration[0])
+    if not own:
+        raise WorldEnvError("no training episode of exploration succeeds: there is nothing of its own to imitate")
+    print(f"imitating {len(run.demonstrations)} demonstrations and {len(own)} own successes", flush=True)
+    stages = ("self_imitation", "self_imitation_scale")
+    episodes = run.demonstrations + own
+    params = cloning.clone_policy(run.config, run.workdir, run.models, episodes, stages)
+    run.workdir.save_params("self_imitated", params)
 
 
 def train_simulator(run: Run) -> None:
@@ -288,7 +311,8 @@ def post_train(run: Run) -> None:
     starts = models.starts(run.exploration[0])
     held_out = models.starts(_some(run.test_episodes, run.config.post_training.held_out_starts))
     trials = imagination.imagined_trials(models.config, models, run.world, starts, held_out)
-    params = imagination.post_train(models.config, run.workdir, models, trials, run.params("policy"))
+    policy = run.params(run.config.post_training.start_from)
+    params = imagination.post_train(models.config, run.workdir, models, trials, policy)
     run.workdir.save_params("post_trained", params)
 
 
@@ -314,7 +338,8 @@ def post_train_true(run: Run) -> None:
         trials = imagination.imagined_trials(config, models, world, *starts)
     else:
         trials = real_trials(config, models, run.environment, *episodes)
-    params = imagination.post_train(config, run.workdir, models, trials, run.params("policy"), "post_train_true")
+    policy = run.params(config.post_training.start_from)
+    params = imagination.post_train(config, run.workdir, models, trials, policy, "post_train_true")
     run.workdir.save_params("post_trained_true", params)
 
 
@@ -359,13 +384,14 @@ def report(run: Run) -> None:
     print(f"report: {path}")
 
 
-# In this order. Each may be skipped when its results are there.
+# In this order. Each may be skipped when its results are there; `stages_of` says which a run has.
 STAGES: dict[str, Callable[[Run], object]] = {
     stage.__name__: stage
     for stage in (
         collect_demonstrations,
         clone_policy,
         collect_exploration,
+        imitate_successes,
         train_simulator,
         train_reflector,
         gate,
@@ -376,6 +402,12 @@ STAGES: dict[str, Callable[[Run], object]] = {
         report,
     )
 }
+
+
+def stages_of(config: ExperimentConfig) -> tuple[str, ...]:
+    """Names of the stages, in order: of all where post-training starts from self-imitation, else without that."""
+    imitates = config.post_training.start_from == "self_imitated"
+    return tuple(name for name in STAGES if imitates or name != "imitate_successes")
 
 
 def stages_after_pretrained(run: Run) -> tuple[str, ...]:
@@ -396,8 +428,10 @@ def stages_after_pretrained(run: Run) -> tuple[str, ...]:
         shutil.copyfile(folder / "calibration.json", run.workdir / "calibration.json")
     replaced = {"clone_policy", "train_reflector"}
     if run.config.collect.train_on_exploration:
-        replaced |= {"collect_demonstrations", "train_simulator"}
-    return tuple(name for name in STAGES if name not in replaced)
+        replaced |= {"train_simulator"}
+        if run.config.post_training.start_from == "policy":  # self-imitation learns from them
+            replaced |= {"collect_demonstrations"}
+    return tuple(name for name in stages_of(run.config) if name not in replaced)
 
 
 def start(run: Run) -> None:

@@ -39,6 +39,7 @@ from worldenv_jax.types import Array, Params
 
 MADE_BY = {
     "policy": "experiments/clone_policy.py",
+    "self_imitated": "experiments/imitate_successes.py",
     "simulator": "experiments/train_simulator.py",
     "reflector": "experiments/train_reflector.py",
     "post_trained": "experiments/post_train.py",
