@@ -6,8 +6,7 @@
 
 Not part of World-Env: it takes no step in the true world beyond the exploration that the simulator learns from, so it
 is what post-training in imagination has to beat. `--set=post_training.start_from=self_imitated`, for all commands of a
-run, lets post-training go on from it. Where exploration succeeds often it is worth much, where seldom nothing: README,
-Results so far and Real LIBERO.
+run, lets post-training go on from it. Figures: README, Results so far and Real LIBERO.
 """
 
 from common import run_script, run_stages

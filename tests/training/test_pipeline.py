@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which stages a run with the shipped models has left."""
 
+from dataclasses import replace
+
 import pytest
 
 from worldenv_jax.configs import apply_variant, get_config
@@ -17,6 +19,15 @@ def test_shipped_models_are_not_trained_again(tmp_path, variant):
     _, stages = start_from_shipped(tmp_path, variant)
     assert stages[0] == "collect_exploration"
     assert not [name for name in stages if name.startswith("train_") or name == "clone_policy"]
+
+
+def test_self_imitation_is_a_stage_where_post_training_starts_from_it(tmp_path):
+    config = get_config("debug")
+    assert "imitate_successes" not in pipeline.stages_of(config)
+    post_training = replace(config.post_training, start_from="self_imitated")
+    run = pipeline.Run(replace(config, post_training=post_training), tmp_path)
+    stages = pipeline.stages_after_pretrained(run)  # it learns from demonstrations, too, which are not shipped
+    assert stages[:3] == ("collect_demonstrations", "collect_exploration", "imitate_successes")
 
 
 def test_another_simulator_is_trained_where_its_data_is_ablated(tmp_path):
