@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The loop of World-Env as stages that can be run, stopped and resumed one by one, in the order of `STAGES`.
 
-Each stage is a function of a `Run`; it reads what earlier stages left in the workdir and does nothing when it has
-finished before. The scripts in `experiments/` call one stage each, `experiments/quickstart.py` all of them.
+Each stage is a function of a `Run` and reads what earlier stages left in the workdir. What has been recorded, trained
+or evaluated is not done again; replays, gate and agreement are. The scripts in `experiments/` call one stage each,
+`experiments/quickstart.py` all of them.
 """
 
 import shutil
