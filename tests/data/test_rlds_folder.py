@@ -17,7 +17,7 @@ from worldenv_jax.data.rlds import RldsFolder, add_episodes, open_episodes, writ
 from worldenv_jax.data.tfrecord import TFRecordFile, TFRecordWriter
 
 EPISODES = [
-    sample_episode(0, steps=5, success_at=4),
+    sample_episode(0, steps=5, success_at=4, sample=2),
     sample_episode(1, steps=3, split="test", environment={}),
     sample_episode(2, steps=1, noise=0.0, actor="expert", instruction="öffne die Schublade"),
 ]
@@ -200,6 +200,15 @@ def test_contents_that_are_no_episode(folder, changes, message):
     with pytest.raises(DataError, match=f"record 0 at byte 0.*{message}"):
         open_episodes(folder)[0]
     assert [episode.seed for episode in open_episodes(folder, skip_damaged=True)] == [2, 1]
+
+
+def test_folders_from_before_tries_were_numbered(folder):
+    shard = folder / "worldenv-train.tfrecord-00000-of-00001"
+    features, records = RldsFolder(folder).example(0), [bytes(record) for record in TFRecordFile(shard)]
+    features = {k: [bytes(x) for x in v] if isinstance(v, list) else v for k, v in features.items()}
+    assert features.pop("episode_metadata/sample") == 2
+    replace_records(shard, [serialize_example(features), *records[1:]])
+    assert open_episodes(folder)[0].sample == 0
 
 
 def test_other_names_need_a_mapping(reference):

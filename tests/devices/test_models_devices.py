@@ -13,7 +13,14 @@ from worldenv_jax.configs import AugmentationConfig, PostTrainingConfig
 from worldenv_jax.loop_ppo import LoopConfig
 from worldenv_jax.policy import PolicyConfig, init_policy, laplace_log_prob, policy_distribution
 from worldenv_jax.reflector import ReflectorConfig, init_reflector, reflector_loss
-from worldenv_jax.simulator import Kinematics, SimulatorBatch, SimulatorConfig, denoising_loss, init_simulator
+from worldenv_jax.simulator import (
+    Kinematics,
+    SimulatorBatch,
+    SimulatorConfig,
+    denoising_loss,
+    init_simulator,
+    no_grip,
+)
 from worldenv_jax.training.cloning import CloningBatch, make_action_loss
 from worldenv_jax.training.post_training import make_update
 from worldenv_jax.training.train_state import OptimizerConfig, init_train_state, make_train_step
@@ -71,6 +78,8 @@ def simulator():
         previous_proprio=noise(BATCH, 8) / 3,
         previous_action=noise(BATCH, 7) / 3,
         grasp=noise(BATCH, 8) / 3,
+        grip=no_grip(BATCH),
+        holds=np.zeros((BATCH, config.chunk), np.float32),
         actions=noise(BATCH, config.chunk, 7),
         camera=Camera(np.tile(intrinsics, (BATCH, 1, 1, 1)), np.tile(pose, (BATCH, 1, 1, 1))),
         mask=np.ones((BATCH, config.chunk), bool),

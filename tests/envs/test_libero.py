@@ -218,7 +218,7 @@ def test_imagined_proprioception_has_robosuites_angles(environment):
     for seed, actions in enumerate(0.3 * random_actions(4, len(slots), 8)):
         frames = environment.reset(slots, [EpisodeSpec(0, seed, "train", "shifted", sample=slot) for slot in slots])
         start = frames.proprio[:, 0]
-        predicted = advance_proprio(Kinematics.osc_pose(), start, start, actions)
+        predicted = advance_proprio(Kinematics.osc_pose(), start, start, actions).proprio
         observed = environment.step(slots, actions, every_frame=True).proprio
         np.testing.assert_allclose(predicted[..., 3:6], observed[..., 3:6], atol=1.0)  # a jump is 6
         angles.append(np.linalg.norm(observed[..., 3:6], axis=-1))

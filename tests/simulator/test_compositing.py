@@ -15,6 +15,7 @@ from worldenv_jax.simulator import (
     SimulatorConfig,
     compositor_loss,
     init_simulator,
+    no_grip,
 )
 from worldenv_jax.simulator.compositing import POSE, TIMES, ArmDrawing, Compositor, compose
 from worldenv_jax.simulator.conditioning import decode_images
@@ -167,6 +168,8 @@ def test_loss_of_pictures_that_are_the_newest_frame():
         previous_proprio=np.zeros((2, 8), np.float32),
         previous_action=np.zeros((2, 7), np.float32),
         grasp=np.zeros((2, 8), np.float32),
+        grip=no_grip(2),
+        holds=np.zeros((2, frames), np.float32),
         actions=np.zeros((2, frames, 7), np.float32),
         camera=Camera(*(np.repeat(x[:, None], 2, 1) for x in (intrinsics, pose))),
         mask=np.repeat([[True], [False]], frames, 1),

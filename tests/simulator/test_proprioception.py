@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Proprioception advanced from actions, against hand-computed motions and recorded ones."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,11 +14,13 @@ from worldenv_jax.simulator import (
     MotionBatch,
     advance_proprio,
     arm_motion_loss,
+    episode_grips,
     fit_kinematics,
     last_grasps,
+    no_grip,
     proprioception_error,
 )
-from worldenv_jax.simulator.arm_motion import init_arm_motion
+from worldenv_jax.simulator.arm_motion import ArmContext, init_arm_motion
 from worldenv_jax.simulator.proprioception import relative_pose
 
 START = np.array([[0.1, 0.2, 0.3, 0.0, 0.0, 0.0, 0.04, -0.04]], np.float32)
@@ -44,7 +48,7 @@ def _episodes(count: int = 6, steps: int = 30):
 
 def test_commanded_motion():
     actions = np.array([[[1, 0, -1, 0, 0, 0.5, 1], [0, 0, 0, 0, 0, 0.5, 1]]], np.float32)
-    after = np.asarray(advance_proprio(Kinematics.osc_pose(), START, START, actions))[0]
+    after = np.asarray(advance_proprio(Kinematics.osc_pose(), START, START, actions).proprio)[0]
     np.testing.assert_allclose(after[:, :3], [[0.15, 0.2, 0.25]] * 2, atol=1e-6)
     np.testing.assert_allclose(after[:, 3:6], [[0, 0, 0.25], [0, 0, 0.5]], atol=1e-6)
     np.testing.assert_allclose(after[:, 6:], [[0.03, -0.03], [0.02, -0.02]], atol=1e-6)
@@ -55,7 +59,7 @@ def test_rotation_is_applied_in_the_base_frame():
     kinematics = Kinematics.osc_pose()._replace(gain=jnp.full(6, np.pi / 2))
     actions = np.zeros((1, 2, 7), np.float32)
     actions[0, 0, 5] = actions[0, 1, 3] = 1.0
-    after = np.asarray(advance_proprio(kinematics, START, START, actions))[0, 1, 3:6]
+    after = np.asarray(advance_proprio(kinematics, START, START, actions).proprio)[0, 1, 3:6]
     # The rotation that maps x -> z, y -> x, z -> y: 120 degrees about (-1, 1, 1) has the other sense.
     angle = np.linalg.norm(after)
     axis = after / angle
@@ -70,7 +74,7 @@ def test_the_axis_does_not_jump_at_a_half_turn():
     start[0, 3] = 3.0
     actions = np.zeros((1, 4, 7), np.float32)
     actions[0, :, 3] = 0.1, 0.1, 0.1, -0.2  # 0.5 rad each
-    advance = lambda now, actions: np.asarray(advance_proprio(Kinematics.osc_pose(), start, now, actions))
+    advance = lambda now, actions: np.asarray(advance_proprio(Kinematics.osc_pose(), start, now, actions).proprio)
     one_by_one = [start]
     for step in range(4):
         one_by_one.append(advance(one_by_one[-1], actions[:, step : step + 1])[:, 0])
@@ -99,7 +103,8 @@ def test_fit_recovers_the_recorded_world():
 def _last_error(kinematics, proprios, actions, arm_motion=None, pictures=None):
     """What `proprioception_error` says of the last step of open-loop predictions."""
     truth, commands = np.stack(proprios), np.stack(actions)
-    predicted = advance_proprio(kinematics, truth[:, 0], truth[:, 0], commands, None, arm_motion, pictures)
+    arm = None if arm_motion is None else _arm(arm_motion, pictures)
+    predicted = advance_proprio(kinematics, truth[:, 0], truth[:, 0], commands, arm).proprio
     errors = proprioception_error(predicted, truth[:, 1:], np.ones(commands.shape[:2], bool))
     return {name: error[-1] for name, error in errors.items()}
 
@@ -161,6 +166,20 @@ def _lagging_episodes(count=24, steps=24):
 PICTURE = 1, 2, 2, 3  # V, h, w, c
 
 
+def _arm(params, pictures, previous_action=None, grip=None):
+    batch = len(pictures)
+    previous_action = np.zeros((batch, 7), np.float32) if previous_action is None else previous_action
+    return ArmContext(params, previous_action, pictures, no_grip(batch) if grip is None else grip)
+
+
+def _motion_batch(kinematics, proprios, actions, pictures):
+    """Whole episodes as stretches."""
+    grips = [episode_grips(kinematics, *episode) for episode in zip(proprios, actions)]
+    holds = np.stack([grip.holds for grip in grips])
+    still = np.zeros((len(actions), 7), np.float32)
+    return MotionBatch(proprios, actions, proprios[:, 0], still, pictures, no_grip(len(actions)), holds[:, 1:])
+
+
 def _fresh_arm_motion():
     return init_arm_motion(16, jax.random.key(0), PICTURE)
 
@@ -188,9 +207,9 @@ def test_untrained_arm_motion_is_the_linear_step():
     proprios, actions = _episodes()
     kinematics = fit_kinematics(proprios, actions)
     start, commands = proprios[0][None, 3], actions[0][None, 3:]
-    linear = advance_proprio(kinematics, proprios[0][None, 2], start, commands)
-    with_network = actions[0][None, 2], _fresh_arm_motion(), _pictures(1)
-    same = advance_proprio(kinematics, proprios[0][None, 2], start, commands, *with_network)
+    linear = advance_proprio(kinematics, proprios[0][None, 2], start, commands).proprio
+    arm = _arm(_fresh_arm_motion(), _pictures(1), actions[0][None, 2])
+    same = advance_proprio(kinematics, proprios[0][None, 2], start, commands, arm).proprio
     np.testing.assert_allclose(same, linear, atol=1e-6)
 
 
@@ -198,16 +217,15 @@ def test_arm_motion_without_a_recorded_workspace():
     actions = np.ones((1, 3, 7), np.float32)
     params = _fresh_arm_motion()
     params["out"]["kernel"] += 0.01
-    assert np.isfinite(
-        advance_proprio(Kinematics.osc_pose(), START, START, actions, None, params, _pictures(1, 3))
-    ).all()
+    arm = _arm(params, _pictures(1, 3))
+    assert np.isfinite(advance_proprio(Kinematics.osc_pose(), START, START, actions, arm).proprio).all()
 
 
 def test_arm_motion_learns_what_the_linear_step_misses():
     proprios, actions = _lagging_episodes(84)
     kinematics = fit_kinematics(proprios, actions)
     stacked, blank = (np.stack(proprios[:80]), np.stack(actions[:80])), np.zeros((80, 1, *PICTURE), np.float32)
-    batch = MotionBatch(*stacked, stacked[0][:, 0], np.zeros_like(stacked[1][:, 0]), blank)
+    batch = _motion_batch(kinematics, *stacked, blank)
     params = _train(_fresh_arm_motion(), kinematics, batch)
     test = proprios[80:], actions[80:]
     linear, learned = _last_error(kinematics, *test), _last_error(kinematics, *test, params, blank[:4])
@@ -224,11 +242,29 @@ def test_arm_motion_sees_what_stops_the_fingers():
     fingers = stacked[0][..., 6:]
     fingers[held] = np.array([1, -1]) * np.maximum(np.abs(fingers[held]), 0.025)
     kinematics = fit_kinematics(*stacked)
-    batch = MotionBatch(*(x[:80] for x in stacked), stacked[0][:80, 0], np.zeros((80, 7), np.float32), pictures[:80])
+    batch = _motion_batch(kinematics, *(x[:80] for x in stacked), pictures[:80])
     params = _train(_fresh_arm_motion(), kinematics, batch)
     test = [x[80:] for x in stacked]
     error = lambda seen: _last_error(kinematics, *test, params, seen)["fingers"]
     assert error(pictures[80:]) < 0.004 and error(-pictures[80:]) > 0.015
+
+
+def test_fingers_in_doubt_do_not_close_halfway():
+    """Half of the episodes have something between the fingers and nothing tells which: it is decided, and stays so."""
+    stacked = [np.stack(part) for part in _episodes(80)]
+    fingers = stacked[0][..., 6:]
+    fingers[::2] = np.array([1, -1]) * np.maximum(np.abs(fingers[::2]), 0.025)
+    kinematics, blank = fit_kinematics(*stacked), np.zeros((80, 1, *PICTURE), np.float32)
+    arm = _arm(_train(_fresh_arm_motion(), kinematics, _motion_batch(kinematics, *stacked, blank)), blank)
+    start = stacked[0][:, 0]
+    advance = advance_proprio(kinematics, start, start, stacked[1], arm)
+    last, holds = advance.proprio[:, -1], advance.grip.holds[:, -1]
+    assert (np.abs(holds) == 1).all() and (np.abs(holds - np.sign(advance.grasp_logit[:, 20])) == 0).all()
+    np.testing.assert_allclose(last[:, 6] - last[:, 7], np.where(holds > 0, 0.05, 0.0), atol=0.012)
+    told = stacked[0][:, 20, 6] > 0.02
+    holds = np.tile(np.where(told, 1.0, -1.0)[:, None], 30) * (np.arange(30) >= 20)
+    last = advance_proprio(kinematics, start, start, stacked[1], arm._replace(holds=holds)).proprio[:, -1]
+    np.testing.assert_allclose(last[:, 6] - last[:, 7], np.where(told, 0.05, 0.0), atol=0.012)
 
 
 def test_arm_motion_goes_on_where_a_stretch_ended():
@@ -239,8 +275,9 @@ def test_arm_motion_goes_on_where_a_stretch_ended():
     keys = jax.random.split(jax.random.key(1), len(leaves))
     params = jax.tree.unflatten(tree, [x + 0.1 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys)])
     start, commands, seen = np.stack(proprios)[:, 0], np.stack(actions), _pictures(2, 3)
-    whole = advance_proprio(kinematics, start, start, commands, None, params, seen)
-    first = advance_proprio(kinematics, start, start, commands[:, :8], None, params, seen[:, :1])
-    motion = commands[:, 7], params, seen[:, 1:]
-    second = advance_proprio(kinematics, first[:, -2], first[:, -1], commands[:, 8:], *motion)
-    np.testing.assert_allclose(np.concatenate([first, second], axis=1), whole, atol=2e-5)
+    whole = advance_proprio(kinematics, start, start, commands, _arm(params, seen))
+    first = advance_proprio(kinematics, start, start, commands[:, :8], _arm(params, seen[:, :1]))
+    arm = _arm(params, seen[:, 1:], commands[:, 7], jax.tree.map(lambda leaf: leaf[:, -1], first.grip))
+    second = advance_proprio(kinematics, first.proprio[:, -2], first.proprio[:, -1], commands[:, 8:], arm)
+    join = lambda *leaves: np.concatenate(leaves, axis=1)
+    jax.tree.map(partial(np.testing.assert_allclose, atol=2e-5), jax.tree.map(join, first, second), whole)

@@ -18,7 +18,9 @@ from worldenv_jax.simulator import (
     encode_frames,
     init_simulator,
     make_simulator_fns,
+    no_grip,
 )
+from worldenv_jax.simulator.arm_motion import ArmContext
 from worldenv_jax.simulator.conditioning import (
     camera_poses,
     chunk_inputs,
@@ -113,7 +115,7 @@ def test_proprioception_is_the_deterministic_step(params, fns):
     keys, starts, actions = jax.random.split(jax.random.key(0), 3), _starts(3), _actions(3)
     _, prediction = step(params, keys, init(params, keys, starts), actions)
     commands = np.concatenate([actions[..., :6], np.where(actions[..., 6:] > 0.5, -1.0, 1.0)], axis=-1)
-    expected = advance_proprio(KINEMATICS, starts.proprio, starts.proprio, commands.astype(np.float32))
+    expected = advance_proprio(KINEMATICS, starts.proprio, starts.proprio, commands.astype(np.float32)).proprio
     np.testing.assert_allclose(prediction.proprio, expected, atol=1e-6)
 
 
@@ -140,16 +142,22 @@ def test_two_chunks_of_two_cameras_with_arm_motion():
     state, prediction = rollout(params, jax.random.split(jax.random.key(0), 2))
     assert prediction.frames.shape == (2, 2, config.chunk, 2, 64, 64, 3)
     commands = STATISTICS.unnormalize_action(np.concatenate(actions, axis=1))
-    advance = functools.partial(advance_proprio, kinematics)
+
+    def advance(previous, current, commands, previous_action, seen):
+        arm = ArmContext(params["arm_motion"], previous_action, seen, no_grip(2))
+        return advance_proprio(kinematics, previous, current, commands, arm)
+
+    still = np.zeros((2, 7), np.float32)
     seen = state.latents[:, 1:, config.history - 1 :: config.chunk][:, :, :2].swapaxes(1, 2)
     first = encode_frames(config, params, starts.images)[:, 1:]
     np.testing.assert_allclose(seen[:, 0], first, atol=1e-5)
-    expected = advance(starts.proprio, starts.proprio, commands, None, params["arm_motion"], seen)
-    np.testing.assert_allclose(np.concatenate(prediction.proprio, axis=1), expected, atol=2e-5)
+    expected = advance(starts.proprio, starts.proprio, commands, still, seen)
+    np.testing.assert_allclose(np.concatenate(prediction.proprio, axis=1), expected.proprio, atol=2e-5)
+    jax.tree.map(lambda carried, leaf: np.testing.assert_array_equal(carried, leaf[:, -1]), state.grip, expected.grip)
     before = prediction.proprio[0, :, -2:].swapaxes(0, 1)
-    forgetful = advance(*before, commands[:, 8:], None, params["arm_motion"], seen[:, 1:])
+    forgetful = advance(*before, commands[:, 8:], still, seen[:, 1:]).proprio
     assert np.abs(forgetful - prediction.proprio[1]).max() > 1e-4
-    blind = advance(*before, commands[:, 8:], commands[:, 7], params["arm_motion"], seen[:, :1] + 1.0)
+    blind = advance(*before, commands[:, 8:], commands[:, 7], seen[:, :1] + 1.0).proprio
     assert np.abs(blind - prediction.proprio[1]).max() > 1e-4
 
 
@@ -265,6 +273,8 @@ def _batch(params, count=2):
         previous_proprio=proprio[:, -1],
         previous_action=np.zeros((count, 7), np.float32),
         grasp=proprio[:, -1],
+        grip=no_grip(count),
+        holds=np.zeros((count, CONFIG.chunk), np.float32),
         actions=_actions(count),
         camera=_camera(count),
         mask=np.ones((count, CONFIG.chunk), bool),

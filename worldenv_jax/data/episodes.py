@@ -34,11 +34,12 @@ class Episode:
     actor: str  # one of ACTORS
     noise: float = 0.0  # exploration scale factor of the actor
     environment: dict[str, np.ndarray] = field(default_factory=dict)  # the true start state; may be empty
+    sample: int = 0  # which of several tries from this start
 
     @property
     def spec(self) -> EpisodeSpec:
         """Its start: what an environment needs to begin it again."""
-        return EpisodeSpec(self.task, self.seed, self.split, self.starts)
+        return EpisodeSpec(self.task, self.seed, self.split, self.starts, self.sample)
 
     @property
     def num_steps(self) -> int:

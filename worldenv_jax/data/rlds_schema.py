@@ -123,6 +123,7 @@ def episode_features(num_views: int, image_size: tuple[int, int], encoding: str)
     metadata = {
         "task": features.Scalar(np.int64),
         "seed": features.Scalar(np.int64),
+        "sample": features.Scalar(np.int64),
         "starts": features.Text(),
         "actor": features.Text(),
         "noise": features.Scalar(np.float32),
@@ -159,6 +160,7 @@ def encode_episode(episode: Episode, encoding: str) -> dict[str, list[bytes] | n
     metadata = {
         "task": np.array([episode.task], np.int64),
         "seed": np.array([episode.seed], np.int64),
+        "sample": np.array([episode.sample], np.int64),
         "starts": [episode.starts.encode()],
         "actor": [episode.actor.encode()],
         "noise": np.array([episode.noise], np.float32),
@@ -242,6 +244,7 @@ def _decode_metadata(example: Mapping[str, Feature]) -> dict:
     return {
         "task": int(values["task"][0]),
         "seed": int(values["seed"][0]),
+        "sample": int(values["sample"][0]) if "sample" in values else 0,  # older folders have none
         "starts": _text(values["starts"]),
         "actor": _text(values["actor"]),
         "noise": float(str(values["noise"][0])),  # the shortest decimal: 0.3 comes back as 0.3

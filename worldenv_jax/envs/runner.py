@@ -167,5 +167,6 @@ def _outcome(
         actor=actor,
         noise=noise,
         environment=run.start,
+        sample=run.spec.sample,
     )
     return Outcome(run.spec, success, steps, episode, run.holds)

@@ -4,6 +4,7 @@
 from worldenv_jax.simulator.autoencoder import principal_components
 from worldenv_jax.simulator.conditioning import decode_latents, encode_frames
 from worldenv_jax.simulator.config import SimulatorConfig
+from worldenv_jax.simulator.grips import Grip, no_grip
 from worldenv_jax.simulator.input_checks import check_actions, check_episode, check_starts
 from worldenv_jax.simulator.losses import (
     CHAIN,
@@ -19,6 +20,7 @@ from worldenv_jax.simulator.memory import history_steps
 from worldenv_jax.simulator.proprioception import (
     Kinematics,
     advance_proprio,
+    episode_grips,
     fit_kinematics,
     last_grasps,
     proprioception_error,
@@ -32,6 +34,7 @@ from worldenv_jax.simulator.world_simulator import (
 
 __all__ = [
     "CHAIN",
+    "Grip",
     "Kinematics",
     "MotionBatch",
     "SimulatorBatch",
@@ -47,6 +50,7 @@ __all__ = [
     "decode_latents",
     "denoising_loss",
     "encode_frames",
+    "episode_grips",
     "extend_params",
     "fit_kinematics",
     "history_steps",
@@ -54,6 +58,7 @@ __all__ = [
     "last_grasps",
     "make_simulator_fns",
     "measure_latent_scale",
+    "no_grip",
     "principal_components",
     "proprioception_error",
 ]

@@ -6,20 +6,34 @@ sides is not in the commands. It is in the hand camera's last picture; without i
 policy in imagination never feels what it holds.
 """
 
+from typing import NamedTuple
+
 import jax.numpy as jnp
 from flax import linen as nn
 
+from worldenv_jax.simulator.grips import Grip
 from worldenv_jax.types import Array, Params
 
-MOTION_FEATURES = 6 + 7 + 7 + 1 + 3 + 6
+MOTION_FEATURES = 6 + 7 + 7 + 1 + 3 + 6 + 1
 SIGHT = 16  # numbers that are kept of the pictures
+
+
+class ArmContext(NamedTuple):
+    """What the arm's motion depends on besides the commands."""
+
+    params: Params  # of `ArmMotion`
+    previous_action: Array  # float32 [B, 7], environment action; zeros at the start of an episode
+    pictures: Array  # float [B, P, V, h, w, c], latents of `motion_views`, the newest before every (K / P)-th action
+    grip: Grip  # leaves [B], before the first action
+    holds: Array | None = None  # float32 [B, K], the recorded `Grip.holds` after each action; None: decided here
 
 
 class ArmMotion(nn.Module):
     """What the linear step misses: of the motion, in units of the steady one under a full command, and of the fingers.
 
     Starts at zero. Sees the last motion, the command and the one before it (a controller of second order needs both),
-    the gripper, where the hand is (joint limits and the table are there), and the sight of the chunk's beginning.
+    the gripper, where the hand is (joint limits and the table are there), whether it holds something, and the sight of
+    the chunk's beginning.
     """
 
     width: int
@@ -30,6 +44,7 @@ class ArmMotion(nn.Module):
         self.sight = nn.Dense(SIGHT)
         self.dense1, self.dense2 = nn.Dense(self.width), nn.Dense(self.width)
         self.out = nn.Dense(7, kernel_init=nn.initializers.zeros)
+        self.grasp1, self.grasp2 = nn.Dense(self.width), nn.Dense(1, kernel_init=nn.initializers.zeros)
 
     def look(self, pictures: Array) -> Array:
         """Latents [..., V, h, w, c] of the newest known frames to float [..., `SIGHT`]."""
@@ -45,9 +60,14 @@ class ArmMotion(nn.Module):
         hidden = nn.gelu(self.dense2(hidden))
         return self.out(jnp.concatenate([hidden, features], axis=-1))
 
-    def initialise(self, features: Array, pictures: Array) -> Array:
+    def grasps(self, features: Array, sight: Array) -> Array:
+        """The same to float [B]: logit of the probability that the closing hand will hold something."""
+        return self.grasp2(nn.gelu(self.grasp1(jnp.concatenate([features, sight], axis=-1))))[:, 0]
+
+    def initialise(self, features: Array, pictures: Array) -> tuple[Array, Array]:
         """Touches every parameter, once."""
-        return self(features, self.look(pictures))
+        sight = self.look(pictures)
+        return self(features, sight), self.grasps(features, sight)
 
 
 def init_arm_motion(width: int, key: Array, pictures: tuple[int, ...]) -> Params:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from worldenv_jax.simulator.action_maps import project
+from worldenv_jax.simulator.arm_motion import ArmContext
 from worldenv_jax.simulator.autoencoder import Autoencoder
 from worldenv_jax.simulator.conditioning import (
     camera_poses,
@@ -22,6 +23,7 @@ from worldenv_jax.simulator.conditioning import (
     prepare,
 )
 from worldenv_jax.simulator.config import SimulatorConfig
+from worldenv_jax.simulator.grips import DECIDES, Grip
 from worldenv_jax.simulator.noise_schedule import (
     add_noise,
     noise_schedule,
@@ -59,6 +61,8 @@ class SimulatorBatch(NamedTuple):
     previous_proprio: Array  # float32 [B, 8], one step before s; that of s where s = 0
     previous_action: Array  # float32 [B, 7], environment action of step s - 1; zeros where s = 0
     grasp: Array  # float32 [B, 8], where the hand was last open, as of s
+    grip: Grip  # leaves [B], as of s
+    holds: Array  # float32 [B, K], `Grip.holds` after each action
     actions: Array  # float32 [B, K, 7], normalised, of the steps s .. s + K - 1
     camera: Camera  # of the oldest history frame, leaves [B, V, ...]
     mask: Array  # bool [B, K], False on future frames that do not exist
@@ -72,6 +76,8 @@ class MotionBatch(NamedTuple):
     previous_proprio: Array  # float32 [B, 8], one step before the stretch; its first at the start of an episode
     previous_action: Array  # float32 [B, 7], zeros at the start of an episode
     pictures: Array  # float [B, P, V, h, w, c], latents of `motion_views` before every (L / P)-th action
+    grip: Grip  # leaves [B], before the stretch
+    holds: Array  # float32 [B, L], `Grip.holds` after each action
 
 
 def autoencoder_loss(
@@ -105,18 +111,14 @@ def arm_motion_loss(kinematics: Kinematics, params: Params, batch: MotionBatch) 
     """Open-loop error over the stretch: of the pose in centimetres and twentieths of a radian, of the opening in 5 mm.
 
     Errors count by sqrt(1 + e^2) - 1, so that collisions that nothing foretells do not rule, and by 1 / sqrt(steps),
-    because they grow.
+    because they grow. The arm is told what the hand holds; which grasps hold is learned where it was decided.
 
-    Returns: the loss, and {"position", "rotation", "opening"}, the mean errors at the end in metres and radians.
+    Returns: the loss, and {"position", "rotation", "opening", "grasp_loss", "grasp_accuracy"}: the mean errors at the
+    end in metres and radians, cross-entropy (nats) and share of the grasps that were foretold.
     """
-    predicted = advance_proprio(
-        kinematics,
-        batch.previous_proprio,
-        batch.proprio[:, 0],
-        batch.actions,
-        batch.previous_action,
-        params,
-        batch.pictures,
+    arm = ArmContext(params, batch.previous_action, batch.pictures, batch.grip, batch.holds)
+    predicted, grip, logit = advance_proprio(
+        kinematics, batch.previous_proprio, batch.proprio[:, 0], batch.actions, arm
     )
     truth = batch.proprio[:, 1:]
     motion = relative_pose(predicted, truth)
@@ -124,8 +126,17 @@ def arm_motion_loss(kinematics: Kinematics, params: Params, batch: MotionBatch) 
     errors = jnp.concatenate([motion / jnp.array([0.01] * 3 + [0.05] * 3), opening[..., None] / 0.005], axis=-1)
     weight = 1.0 / jnp.sqrt(1.0 + jnp.arange(motion.shape[1]))[:, None]
     last = jnp.linalg.norm(motion[:, -1].reshape(-1, 2, 3), axis=-1).mean(0)
-    metrics = {"position": last[0], "rotation": last[1], "opening": jnp.abs(opening[:, -1]).mean()}
-    return (weight * (jnp.sqrt(1.0 + jnp.square(errors)) - 1.0)).sum(-1).mean(), metrics
+    decided = (grip.closing == DECIDES) & (grip.holds != 0)
+    share = decided / jnp.maximum(decided.sum(), 1)
+    grasp_loss = (share * jax.nn.softplus(-logit * grip.holds)).sum()
+    metrics = {
+        "position": last[0],
+        "rotation": last[1],
+        "opening": jnp.abs(opening[:, -1]).mean(),
+        "grasp_loss": grasp_loss,
+        "grasp_accuracy": (share * (logit * grip.holds > 0)).sum(),
+    }
+    return (weight * (jnp.sqrt(1.0 + jnp.square(errors)) - 1.0)).sum(-1).mean() + grasp_loss, metrics
 
 
 def compositor_loss(
@@ -195,12 +206,12 @@ def predict_proprio(
     """
     commands = statistics.unnormalize_action(batch.actions)
     if "arm_motion" not in params:
-        motion = ()
+        arm = None
     else:
         known = batch.proprio.shape[1] - 1
         pictures = batch.latents[:, known : -1 : config.chunk, jnp.array(config.motion_views)]
-        motion = batch.previous_action, params["arm_motion"], pictures
-    future = advance_proprio(kinematics, batch.previous_proprio, batch.proprio[:, -1], commands, *motion)
+        arm = ArmContext(params["arm_motion"], batch.previous_action, pictures, batch.grip, batch.holds)
+    future = advance_proprio(kinematics, batch.previous_proprio, batch.proprio[:, -1], commands, arm).proprio
     return future, last_grasps(kinematics, batch.grasp, future)
 
 

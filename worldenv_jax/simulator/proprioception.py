@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from worldenv_jax.simulator.arm_motion import ArmMotion, motion_sight
+from worldenv_jax.simulator.arm_motion import ArmContext, ArmMotion, motion_sight
+from worldenv_jax.simulator.grips import Grip, advance_grip, no_grip, recorded_grips
 from worldenv_jax.simulator.poses import (
     axis_angle_from_quaternion,
     conjugate_quaternion,
@@ -24,7 +25,7 @@ from worldenv_jax.simulator.poses import (
     quaternion_from_axis_angle,
     shortest_quaternion,
 )
-from worldenv_jax.types import Array, Params
+from worldenv_jax.types import Array
 
 OPEN = 0.9  # share of the fingers' distance from which on nothing is held
 
@@ -62,55 +63,76 @@ def finger_opening(proprio: Array) -> Array:
     return proprio[..., 6] - proprio[..., 7]
 
 
+class Advance(NamedTuple):
+    """What follows from K actions; grip and logit say nothing without an `ArmContext`."""
+
+    proprio: Array  # float32 [B, K, 8], after each action
+    grip: Grip  # leaves [B, K], after each action
+    grasp_logit: Array  # float32 [B, K]: were the grasp decided at this action, the logit of its holding
+
+
 def advance_proprio(
-    kinematics: Kinematics,
-    previous: Array,
-    current: Array,
-    actions: Array,
-    previous_action: Array | None = None,
-    arm_motion: Params | None = None,
-    pictures: Array | None = None,
-) -> Array:
+    kinematics: Kinematics, previous: Array, current: Array, actions: Array, arm: ArmContext | None = None
+) -> Advance:
     """Proprioception after each action.
 
     Args:
         previous, current: float32 [B, 8], one step apart (equal at the start of an episode).
         actions: float32 [B, K, 7], environment actions.
-        previous_action: float32 [B, 7], zeros at the start of an episode; needed with `arm_motion`.
-        arm_motion: parameters of `ArmMotion`; without them the step is linear and ends at the recorded workspace.
-        pictures: float [B, P, V, h, w, c], latents of the newest known frames of `SimulatorConfig.motion_views` before
-            every (K / P)-th action; needed with `arm_motion`.
-    Returns: float32 [B, K, 8].
+        arm: without it the step is linear and ends at the recorded workspace.
     """
     start = quaternion_from_axis_angle(current[:, 3:6])
     steady = jnp.maximum(jnp.abs(kinematics.gain), 1e-4) / (1.0 - kinematics.momentum)
-    residual = None if arm_motion is None else ArmMotion(arm_motion["dense1"]["bias"].size)
-
-    sight = None if arm_motion is None else jnp.swapaxes(motion_sight(arm_motion, pictures, actions.shape[1]), 0, 1)
+    by_step = lambda leaf: jnp.swapaxes(leaf, 0, 1)
+    if arm is None:
+        network, told = None, ()
+        before, grip = jnp.zeros_like(actions[:, 0]), no_grip(len(actions))
+    else:
+        network = ArmMotion(arm.params["dense1"]["bias"].size)
+        told = by_step(motion_sight(arm.params, arm.pictures, actions.shape[1])), arm.holds
+        told = told if arm.holds is None else (told[0], by_step(arm.holds))
+        before, grip = arm.previous_action, arm.grip
 
     def step(carry, inputs):
-        (position, rotation, fingers, motion, last_action), (action, sight) = carry, inputs
+        (position, rotation, fingers, motion, last_action, grip), (action, *told) = carry, inputs
         goal = jnp.where(action[:, 6:] > 0, kinematics.finger_closed, kinematics.finger_open)
         closing = jnp.clip(goal - fingers, -kinematics.finger_speed, kinematics.finger_speed)
         linear = kinematics.gain * action[:, :6] + kinematics.momentum * motion
-        if residual is None:
+        logit = jnp.zeros(len(action))
+        if network is None:
             moved = jnp.clip(position + linear[:, :3], kinematics.position_low, kinematics.position_high)
             motion = linear.at[:, :3].set(moved - position)
         else:
-            features = _motion_features(kinematics, motion / steady, action, last_action, fingers, position, rotation)
-            missed = residual.apply({"params": arm_motion}, features, sight)
+            sight, holds = told
+            relative = motion / steady, action, last_action
+            features = _motion_features(kinematics, *relative, fingers, position, rotation, grip.holds)
+            apply = lambda **method: network.apply({"params": arm.params}, features, sight, **method)
+            missed, logit = apply(), apply(method="grasps")
             motion = linear + steady * missed[:, :6]
             moved = position + motion[:, :3]
             closing += kinematics.finger_speed * missed[:, 6:] * jnp.array([1.0, -1.0])
         rotation = multiply_quaternions(quaternion_from_axis_angle(motion[:, 3:]), rotation)
         fingers += closing
         proprio = jnp.concatenate([moved, axis_angle_from_quaternion(rotation), fingers], axis=-1)
-        return (moved, rotation, fingers, motion, action), proprio
+        if network is not None:
+            grip = advance_grip(grip, action[:, 6], is_open(kinematics, proprio), jnp.where(logit > 0, 1.0, -1.0))
+            grip = grip if holds is None else grip._replace(holds=holds)
+        return (moved, rotation, fingers, motion, action, grip), Advance(proprio, grip, logit)
 
-    before = jnp.zeros_like(actions[:, 0]) if previous_action is None else previous_action
-    carry = (current[:, :3], start, current[:, 6:], relative_pose(current, previous), before)
-    _, proprio = jax.lax.scan(step, carry, (jnp.swapaxes(actions, 0, 1), sight))
-    return jnp.swapaxes(proprio, 0, 1)
+    carry = (current[:, :3], start, current[:, 6:], relative_pose(current, previous), before, grip)
+    _, advance = jax.lax.scan(step, carry, (by_step(actions), *told))
+    return jax.tree.map(by_step, advance)
+
+
+def is_open(kinematics: Kinematics, proprio: Array) -> Array:
+    """Whether fingers are too far apart to hold anything; [..., 8] to bool [...]."""
+    return finger_opening(proprio) > OPEN * _widest(kinematics)
+
+
+def episode_grips(kinematics: Kinematics, proprio: np.ndarray, actions: np.ndarray) -> Grip:
+    """`recorded_grips` of an episode: float [T + 1, 8] and float [T, 7] to leaves float32 [T + 1]."""
+    opening, widest = proprio[:, 6] - proprio[:, 7], float(_widest(kinematics))
+    return recorded_grips(opening / widest, actions[:, 6], opening > OPEN * widest)
 
 
 def last_grasps(kinematics: Kinematics, grasp: Array, proprio: Array) -> Array:
@@ -123,9 +145,7 @@ def last_grasps(kinematics: Kinematics, grasp: Array, proprio: Array) -> Array:
         proprio: float32 [B, K, 8], after each step.
     Returns: float32 [B, K, 8], after each step; of an open hand its own place.
     """
-    opening = kinematics.finger_open[0] - kinematics.finger_open[1]
-    is_open = finger_opening(proprio) > OPEN * opening
-    newest = jax.lax.cummax(jnp.where(is_open, jnp.arange(1, proprio.shape[1] + 1), 0), axis=1)
+    newest = jax.lax.cummax(jnp.where(is_open(kinematics, proprio), jnp.arange(1, proprio.shape[1] + 1), 0), axis=1)
     places = jnp.concatenate([grasp[:, None], proprio], axis=1)
     return jnp.take_along_axis(places, newest[..., None], axis=1)
 
@@ -138,12 +158,18 @@ def _motion_features(
     fingers: Array,
     position: Array,
     rotation: Array,
+    holds: Array,
 ) -> Array:
     low, high = jnp.maximum(kinematics.position_low, -1.0), jnp.minimum(kinematics.position_high, 1.0)  # may be endless
     middle, reach = 0.5 * (low + high), 0.5 * (high - low)
     axes = matrix_from_quaternion(rotation)[..., :2].reshape(-1, 6)  # no jumps, as axis-angle near a half turn has
-    opening = (fingers[:, :1] - fingers[:, 1:]) / (kinematics.finger_open[0] - kinematics.finger_open[1])
-    return jnp.concatenate([motion, action, last_action, opening, (position - middle) / reach, axes], axis=-1)
+    opening = (fingers[:, :1] - fingers[:, 1:]) / _widest(kinematics)
+    parts = motion, action, last_action, opening, (position - middle) / reach, axes, holds[:, None]
+    return jnp.concatenate(parts, axis=-1)
+
+
+def _widest(kinematics: Kinematics) -> Array:
+    return kinematics.finger_open[0] - kinematics.finger_open[1]
 
 
 def fit_kinematics(proprios: Sequence[np.ndarray], actions: Sequence[np.ndarray], margin: float = 0.01) -> Kinematics:

@@ -16,7 +16,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from worldenv_jax.networks.resampler import Resampler
 from worldenv_jax.networks.vision_transformer import VisionTransformer
-from worldenv_jax.simulator.arm_motion import init_arm_motion
+from worldenv_jax.simulator.arm_motion import ArmContext, init_arm_motion
 from worldenv_jax.simulator.autoencoder import Autoencoder
 from worldenv_jax.simulator.compositing import init_compositor
 from worldenv_jax.simulator.conditioning import (
@@ -32,6 +32,7 @@ from worldenv_jax.simulator.conditioning import (
     prepare,
 )
 from worldenv_jax.simulator.config import SimulatorConfig
+from worldenv_jax.simulator.grips import Grip, no_grip
 from worldenv_jax.simulator.memory import memory_slots
 from worldenv_jax.simulator.noise_schedule import as_float32, ddim_tables, guide
 from worldenv_jax.simulator.proprioception import Kinematics, advance_proprio, last_grasps
@@ -59,6 +60,7 @@ class SimulatorState(NamedTuple):
     before: Array  # float32 [B, 8], proprioception one step before the newest
     action: Array  # float32 [B, 7], the last environment action; zeros at the start
     grasp: Array  # float32 [B, 8], where the hand was last open
+    grip: Grip  # leaves [B], whether it holds something; only with "arm_motion"
     count: Array  # int32 [], filled slots; the first F all hold the first frame
     image_tokens: Array  # float [B, V * queries, D], of the first frame
     blank_tokens: Array | None  # the same for a blank image; None without guidance
@@ -150,6 +152,7 @@ def make_simulator_fns(
             before=starts.proprio,
             action=jnp.zeros((len(latents), ACTION_DIM)),
             grasp=starts.proprio,
+            grip=no_grip(len(latents)),
             count=jnp.int32(config.history),
             image_tokens=encode_image_tokens(config, params, images),
             blank_tokens=blank,
@@ -161,8 +164,12 @@ def make_simulator_fns(
         slots = memory_slots(state.count, config.history)
         history, past = state.latents[:, :, slots], state.proprio[:, slots]
         commands = statistics.unnormalize_action(actions)
-        motion = state.action, params.get("arm_motion"), history[:, jnp.array(config.motion_views), -1][:, None]
-        future = advance_proprio(kinematics, state.before, past[:, -1], commands, *motion)
+        arm = None
+        if "arm_motion" in params:
+            seen = history[:, jnp.array(config.motion_views), -1][:, None]
+            arm = ArmContext(params["arm_motion"], state.action, seen, state.grip)
+        advance = advance_proprio(kinematics, state.before, past[:, -1], commands, arm)
+        future = advance.proprio
         grasps = last_grasps(kinematics, state.grasp, future)
         shown = of_pictures(config, future)
         hand = jnp.concatenate([past, shown], axis=1), of_pictures(config, grasps)
@@ -179,6 +186,7 @@ def make_simulator_fns(
             before=jnp.concatenate([past[:, -1:], future], axis=1)[:, -2],
             action=commands[:, -1],
             grasp=grasps[:, -1],
+            grip=jax.tree.map(lambda leaf: leaf[:, -1], advance.grip),
             count=state.count + config.pictures,
         )
         decode = functools.partial(decode_latents, config, params)

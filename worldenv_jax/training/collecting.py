@@ -88,13 +88,9 @@ def collect_exploration(
     """
     root = workdir / "data" / "exploration"
     collect = config.collect
-    specs = [
-        EpisodeSpec(task, EXPLORATION_SEED * (config.seed + 1) + number, "train", config.environment.starts)
-        for number in range(collect.exploration_per_task)
-        for task in range(config.environment.tasks)
-    ]
-    written = {(e.task, e.seed) for e in open_episodes(root)} if root.exists() else set()
-    missing = [spec for spec in specs if (spec.task, spec.seed) not in written]
+    specs = exploration_specs(config)
+    written = {e.spec for e in open_episodes(root)} if root.exists() else set()
+    missing = [spec for spec in specs if spec not in written]
     policy = models.policy(collect.exploration_scale)
     key = jax.random.fold_in(jax.random.key(config.seed), EXPLORATION_SEED)
     compiled = compile_policy(policy, models.statistics, models.policy_prompts)
@@ -129,15 +125,35 @@ def collect_exploration(
         print(f"{len(errors)} could not be run, the next start tries them again; the first: {errors[0]}", flush=True)
 
 
+def exploration_specs(config: ExperimentConfig) -> list[EpisodeSpec]:
+    """The episodes of exploration, task by task in turn: `tries_per_start` from each start of the training part.
+
+    Tries that differ from the same start are what a simulator learns from which hands miss *this* thing.
+    """
+    collect, first = config.collect, EXPLORATION_SEED * (config.seed + 1)
+    held_out = _held_out(collect.exploration_per_task, collect.held_out_fraction)
+    training = collect.exploration_per_task - held_out
+    tries = [number % collect.tries_per_start for number in range(training)] + [0] * held_out
+    return [
+        EpisodeSpec(task, first + number - sample, "train", config.environment.starts, sample)
+        for number, sample in enumerate(tries)
+        for task in range(config.environment.tasks)
+    ]
+
+
 def split_exploration(episodes: Sequence[Episode], held_out_fraction: float) -> tuple[list[Episode], list[Episode]]:
-    """(training, held-out) exploration; the last starts of each task are held out, images stay encoded."""
+    """(training, held-out) exploration; the last episodes of each task are held out, images stay encoded."""
     per_task: dict[int, list[Episode]] = {}
     for episode in episodes:
         per_task.setdefault(episode.task, []).append(episode)
     training, held_out = [], []
     for task in sorted(per_task):
-        ordered = sorted(per_task[task], key=lambda episode: episode.seed)
-        cut = len(ordered) - max(1, round(held_out_fraction * len(ordered)))
+        ordered = sorted(per_task[task], key=lambda episode: (episode.seed, episode.sample))
+        cut = len(ordered) - _held_out(len(ordered), held_out_fraction)
         training += ordered[:cut]
         held_out += ordered[cut:]
     return training, held_out
+
+
+def _held_out(episodes: int, fraction: float) -> int:
+    return max(1, round(fraction * episodes))

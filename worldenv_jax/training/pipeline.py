@@ -309,7 +309,7 @@ def evaluate_before(run: Run) -> None:
 def post_train(run: Run) -> None:
     """LOOP-PPO in imagination, from the first frames of all training episodes."""
     models = run.models
-    starts = models.starts(run.exploration[0])
+    starts = models.starts(one_per_start(run.exploration[0]))
     held_out = models.starts(_some(run.test_episodes, run.config.post_training.held_out_starts))
     trials = imagination.imagined_trials(models.config, models, run.world, starts, held_out)
     policy = run.params(run.config.post_training.start_from)
@@ -326,7 +326,7 @@ def post_train_true(run: Run) -> None:
       WorldEnvError: recordings have no world to act in.
     """
     config, models = run.config, run.models
-    episodes = (run.exploration[0], _some(run.test_episodes, config.post_training.held_out_starts))
+    episodes = (one_per_start(run.exploration[0]), _some(run.test_episodes, config.post_training.held_out_starts))
     if config.environment.name == "recorded":
         raise WorldEnvError("recorded episodes have no world to act in: --world=true needs the tabletop or LIBERO")
     if config.environment.name == "tabletop":
@@ -452,6 +452,11 @@ def _abstract_params(init: Callable[[Any, Array], Params], config: Any) -> Param
 def in_memory(episodes: list[Episode]) -> list[Episode]:
     """The same episodes with decoded images."""
     return [replace(episode, images=np.asarray(episode.images[:])) for episode in episodes]
+
+
+def one_per_start(episodes: list[Episode]) -> list[Episode]:
+    """The first try from every start."""
+    return list({episode.spec._replace(sample=0): episode for episode in reversed(episodes)}.values())[::-1]
 
 
 def _some(episodes: list[Episode], count: int) -> list[Episode]:

@@ -20,6 +20,7 @@ from worldenv_jax.data.windows import BatchSampler, SimulatorWindows
 from worldenv_jax.errors import WorldEnvError
 from worldenv_jax.simulator import (
     CHAIN,
+    Grip,
     Kinematics,
     MotionBatch,
     SimulatorBatch,
@@ -30,6 +31,7 @@ from worldenv_jax.simulator import (
     compositor_loss,
     denoising_loss,
     encode_frames,
+    episode_grips,
     history_steps,
     last_grasps,
     measure_latent_scale,
@@ -103,20 +105,23 @@ def train_arm_motion(
         raise WorldEnvError(f"no episode has {length} steps: set simulator.motion_width=0")
 
     @functools.cache  # once, and not at all where the stage is finished
-    def pairs() -> list[tuple[Episode, Episode]]:
-        """Episodes, and where their pictures come from."""
-        pairs = [*zip(episodes, episodes), *zip(episodes, replay() if replay else ())]
-        return [(true, shown) for true, shown in pairs if shown.num_steps >= length]
+    def stretches() -> list[tuple[Episode, Episode, Grip]]:
+        """Episodes, where their pictures come from, and what their hands hold."""
+        grips = [episode_grips(kinematics, np.asarray(e.proprio[:]), np.asarray(e.actions[:])) for e in episodes]
+        rows = [*zip(episodes, episodes, grips), *zip(episodes, replay() if replay else (), grips)]
+        return [row for row in rows if row[1].num_steps >= length]
 
     def stretch(rng: np.random.Generator) -> MotionBatch:
-        true, shown = pairs()[rng.integers(len(pairs()))]
+        true, shown, grips = stretches()[rng.integers(len(stretches()))]
         t = _stretch_start(rng, np.asarray(shown.actions), length)
         if shown is not true:  # at a frame that was generated: it is shown in place of those before it, too
             t -= t % simulator.frame_stride
         end, actions, proprio = t + length, np.asarray(true.actions), np.asarray(true.proprio)
         before = actions[t - 1] if t else np.zeros_like(actions[0])
         pictures = np.asarray(shown.images[t : end : simulator.chunk])[:, views]
-        return MotionBatch(proprio[t : end + 1], actions[t:end], proprio[max(t - 1, 0)], before, pictures)
+        grip = Grip(grips.closing[t], grips.holds[t])
+        motion = proprio[t : end + 1], actions[t:end], proprio[max(t - 1, 0)], before
+        return MotionBatch(*motion, pictures, grip, grips.holds[t + 1 : end + 1])
 
     def batch_fn(step: int) -> MotionBatch:
         rng = np.random.default_rng([seed, step])
@@ -202,6 +207,8 @@ def make_sampler(
     steps = np.arange(max(episode.num_steps for episode in episodes) + 1)
     proprio = np.stack([np.asarray(e.proprio[:])[np.minimum(steps, e.num_steps)] for e in episodes])
     grasps = np.asarray(last_grasps(kinematics, proprio[:, 0], proprio))
+    grips = [episode_grips(kinematics, np.asarray(e.proprio[:]), np.asarray(e.actions[:])) for e in episodes]
+    closing, holds = (np.stack([np.pad(x, (0, len(steps) - len(x)), "edge") for x in part]) for part in zip(*grips))
     first_images = np.stack([np.asarray(episode.images[0]) for episode in episodes])
     latents = cache_latents(config, params, episodes)
     encoded = [replace(episode, images=array) for episode, array in zip(episodes, latents)]
@@ -210,7 +217,7 @@ def make_sampler(
 
     def batch_fn(step: int) -> SimulatorBatch:
         rows: dict[str, Any] = sampler.batch(step)
-        history = config.history
+        history, future = config.history, 1 + np.arange(config.chunk)
         return SimulatorBatch(
             latents=rows["frames"],
             first_images=first_images[rows["episode"]],
@@ -218,6 +225,8 @@ def make_sampler(
             previous_proprio=rows["previous_proprio"],
             previous_action=rows["previous_action"],
             grasp=grasps[rows["episode"], rows["time"]],
+            grip=Grip(closing[rows["episode"], rows["time"]], holds[rows["episode"], rows["time"]]),
+            holds=holds[rows["episode"][:, None], np.minimum(rows["time"][:, None] + future, len(steps) - 1)],
             actions=np.asarray(statistics.normalize_action(rows["actions"])),
             camera=Camera(rows["intrinsics"][:, 0], rows["pose"][:, 0]),
             mask=rows["mask"][:, history:],

@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which episodes exploration consists of, and which of them are held out."""
+
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from worldenv_jax.configs import get_config
+from worldenv_jax.data.episodes import Episode
+from worldenv_jax.training.collecting import EXPLORATION_SEED, exploration_specs, split_exploration
+from worldenv_jax.training.pipeline import one_per_start
+
+LIBERO = get_config("libero_cpu")  # 20 episodes per task, a quarter of them held out
+
+
+def _episodes(specs):
+    nothing = np.zeros(0)
+    return [
+        Episode(*[nothing] * 6, "", spec.task, spec.seed, spec.split, spec.starts, "policy", sample=spec.sample)
+        for spec in specs
+    ]
+
+
+@pytest.mark.parametrize(("tries", "starts"), [(1, 15), (3, 5), (5, 3), (4, 4)])
+def test_only_training_exploration_shares_starts(tries, starts):
+    config = replace(LIBERO, collect=replace(LIBERO.collect, tries_per_start=tries))
+    specs = exploration_specs(config)
+    assert len(set(specs)) == len(specs) == 200
+    training, held_out = split_exploration(_episodes(specs), config.collect.held_out_fraction)
+    assert Counter(e.task for e in training) == dict.fromkeys(range(10), 15)
+    assert [(e.task, e.seed, e.sample) for e in held_out] == [
+        (task, EXPLORATION_SEED + number, 0) for task in range(10) for number in range(15, 20)
+    ]
+    chosen = one_per_start(training)
+    assert Counter(e.task for e in chosen) == dict.fromkeys(range(10), starts)
+    assert not {(e.task, e.seed) for e in training} & {(e.task, e.seed) for e in held_out}
+    assert {e.sample for e in chosen} == {0}
+    if tries == 1:
+        assert [e.spec for e in chosen] == [e.spec for e in training]
+
+
+def test_a_seed_has_starts_of_its_own():
+    first, second = (exploration_specs(replace(LIBERO, seed=seed)) for seed in (0, 1))
+    assert not set(first) & set(second)
+    assert np.array_equal([s.seed for s in second], [s.seed + EXPLORATION_SEED for s in first])
