@@ -142,6 +142,8 @@ class ExperimentConfig:
             raise ValueError(
                 f"policy.chunk is {self.policy.chunk}, simulator.chunk is {self.simulator.chunk}: make them equal"
             )
+        if self.collect.tries_per_start < 1:
+            raise ValueError(f"collect.tries_per_start is {self.collect.tries_per_start}: make it at least 1")
         views = {name: getattr(self, name).views for name in ("environment", "policy", "simulator", "reflector")}
         if len(set(views.values())) > 1:
             raise ValueError(f"the models see different numbers of views: {views}")

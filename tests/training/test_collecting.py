@@ -41,6 +41,15 @@ def test_only_training_exploration_shares_starts(tries, starts):
         assert [e.spec for e in chosen] == [e.spec for e in training]
 
 
+def test_a_start_is_never_on_both_sides():
+    """Two held-out episodes could not be run: the last tries of a training start must not take their place."""
+    config = replace(LIBERO, collect=replace(LIBERO.collect, tries_per_start=3))
+    present = [spec for spec in exploration_specs(config) if spec.seed < EXPLORATION_SEED + 17]
+    training, held_out = split_exploration(_episodes(present), config.collect.held_out_fraction)
+    assert len(training) + len(held_out) == 170
+    assert not {(e.task, e.seed) for e in training} & {(e.task, e.seed) for e in held_out}
+
+
 def test_a_seed_has_starts_of_its_own():
     first, second = (exploration_specs(replace(LIBERO, seed=seed)) for seed in (0, 1))
     assert not set(first) & set(second)

@@ -89,8 +89,7 @@ def advance_proprio(
         before, grip = jnp.zeros_like(actions[:, 0]), no_grip(len(actions))
     else:
         network = ArmMotion(arm.params["dense1"]["bias"].size)
-        told = by_step(motion_sight(arm.params, arm.pictures, actions.shape[1])), arm.holds
-        told = told if arm.holds is None else (told[0], by_step(arm.holds))
+        told = jax.tree.map(by_step, (motion_sight(arm.params, arm.pictures, actions.shape[1]), arm.holds))
         before, grip = arm.previous_action, arm.grip
 
     def step(carry, inputs):

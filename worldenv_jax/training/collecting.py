@@ -142,7 +142,7 @@ def exploration_specs(config: ExperimentConfig) -> list[EpisodeSpec]:
 
 
 def split_exploration(episodes: Sequence[Episode], held_out_fraction: float) -> tuple[list[Episode], list[Episode]]:
-    """(training, held-out) exploration; the last episodes of each task are held out, images stay encoded."""
+    """(training, held-out) exploration; the last starts of each task are held out, images stay encoded."""
     per_task: dict[int, list[Episode]] = {}
     for episode in episodes:
         per_task.setdefault(episode.task, []).append(episode)
@@ -150,6 +150,8 @@ def split_exploration(episodes: Sequence[Episode], held_out_fraction: float) -> 
     for task in sorted(per_task):
         ordered = sorted(per_task[task], key=lambda episode: (episode.seed, episode.sample))
         cut = len(ordered) - _held_out(len(ordered), held_out_fraction)
+        while cut and ordered[cut - 1].seed == ordered[cut].seed:  # where held-out episodes could not be run
+            cut -= 1
         training += ordered[:cut]
         held_out += ordered[cut:]
     return training, held_out

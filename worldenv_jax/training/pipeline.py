@@ -307,7 +307,7 @@ def evaluate_before(run: Run) -> None:
 
 
 def post_train(run: Run) -> None:
-    """LOOP-PPO in imagination, from the first frames of all training episodes."""
+    """LOOP-PPO in imagination, from the first frames of all training starts."""
     models = run.models
     starts = models.starts(one_per_start(run.exploration[0]))
     held_out = models.starts(_some(run.test_episodes, run.config.post_training.held_out_starts))
