@@ -192,14 +192,14 @@ def _train(params, kinematics, batch):
     optimizer = optax.adam(1e-2)
 
     @jax.jit
-    def update(params, state):
-        gradient = jax.grad(lambda p: arm_motion_loss(kinematics, p, batch)[0])(params)
+    def update(params, state, key):
+        gradient = jax.grad(lambda p: arm_motion_loss(kinematics, p, key, batch)[0])(params)
         changes, state = optimizer.update(gradient, state)
         return optax.apply_updates(params, changes), state
 
     state = optimizer.init(params)
-    for _ in range(300):
-        params, state = update(params, state)
+    for key in jax.random.split(jax.random.key(2), 300):
+        params, state = update(params, state, key)
     return params
 
 
@@ -267,17 +267,49 @@ def test_fingers_in_doubt_do_not_close_halfway():
     np.testing.assert_allclose(last[:, 6] - last[:, 7], np.where(told, 0.05, 0.0), atol=0.012)
 
 
+def test_the_loss_doubts_its_labels():
+    """Cross-entropy with labels 0.05 and 0.95, in NumPy, where the network says the same of every hand."""
+    stacked = [np.stack(part) for part in _episodes(4)]
+    stacked[0][::4, :, 6:] = np.array([1, -1]) * np.maximum(np.abs(stacked[0][::4, :, 6:]), 0.025)
+    batch = _motion_batch(fit_kinematics(*stacked), *stacked, _pictures(4))
+    params = _fresh_arm_motion()
+    params["grasp_out"]["bias"] += 1.5
+    _, metrics = arm_motion_loss(fit_kinematics(*stacked), params, jax.random.key(0), batch)
+    p = 1 / (1 + np.exp(-1.5))
+    held, missed = (-t * np.log(p) - (1 - t) * np.log(1 - p) for t in (0.95, 0.05))
+    np.testing.assert_allclose(metrics["grasp_loss"], (held + 3 * missed) / 4, rtol=1e-5)
+    assert metrics["grasp_accuracy"] == 0.25
+
+
+def test_only_the_grasp_is_dropped_out_and_only_with_a_key():
+    stacked = [np.stack(part) for part in _episodes(4)]
+    kinematics, start = fit_kinematics(*stacked), stacked[0][:, 0]
+    arm = _arm(_perturbed(_fresh_arm_motion()), _pictures(4))
+    arm = arm._replace(holds=np.zeros((4, stacked[1].shape[1]), np.float32))
+    run = lambda key: advance_proprio(kinematics, start, start, stacked[1], arm._replace(dropout=key))
+    plain, *dropped = (run(key) for key in (None, jax.random.key(0), jax.random.key(1)))
+    for other in dropped:
+        np.testing.assert_allclose(other.proprio, plain.proprio, atol=1e-6)
+        assert np.abs(other.grasp_logit - plain.grasp_logit).min() > 1e-4
+    assert np.abs(dropped[0].grasp_logit - dropped[1].grasp_logit).min() > 1e-4
+    np.testing.assert_array_equal(run(None).grasp_logit, plain.grasp_logit)
+
+
+def _perturbed(params):
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    return jax.tree.unflatten(tree, [x + 0.1 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys)])
+
+
 def test_arm_motion_goes_on_where_a_stretch_ended():
     """Two stretches, the last action handed over, are one stretch: the network sees what came before."""
     proprios, actions = _lagging_episodes(2)
     kinematics = fit_kinematics(proprios, actions)
-    leaves, tree = jax.tree.flatten(_fresh_arm_motion())
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    params = jax.tree.unflatten(tree, [x + 0.1 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys)])
+    params = _perturbed(_fresh_arm_motion())
     start, commands, seen = np.stack(proprios)[:, 0], np.stack(actions), _pictures(2, 3)
     whole = advance_proprio(kinematics, start, start, commands, _arm(params, seen))
     first = advance_proprio(kinematics, start, start, commands[:, :8], _arm(params, seen[:, :1]))
     arm = _arm(params, seen[:, 1:], commands[:, 7], jax.tree.map(lambda leaf: leaf[:, -1], first.grip))
     second = advance_proprio(kinematics, first.proprio[:, -2], first.proprio[:, -1], commands[:, 8:], arm)
     join = lambda *leaves: np.concatenate(leaves, axis=1)
-    jax.tree.map(partial(np.testing.assert_allclose, atol=2e-5), jax.tree.map(join, first, second), whole)
+    jax.tree.map(partial(np.testing.assert_allclose, atol=5e-5), jax.tree.map(join, first, second), whole)

@@ -8,6 +8,7 @@ policy in imagination never feels what it holds.
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
@@ -15,7 +16,9 @@ from worldenv_jax.simulator.grips import Grip
 from worldenv_jax.types import Array, Params
 
 MOTION_FEATURES = 6 + 7 + 7 + 1 + 3 + 6 + 1
-SIGHT = 16  # numbers that are kept of the pictures
+SIGHT = 16  # numbers that are kept of the pictures for the motion
+GRASP_WIDTH = 64  # ... and for the grasp
+GRASP_DROPOUT = 0.5  # a few hundred closings are soon learned by heart
 
 
 class ArmContext(NamedTuple):
@@ -26,6 +29,7 @@ class ArmContext(NamedTuple):
     pictures: Array  # float [B, P, V, h, w, c], latents of `motion_views`, the newest before every (K / P)-th action
     grip: Grip  # leaves [B], before the first action
     holds: Array | None = None  # float32 [B, K], the recorded `Grip.holds` after each action; None: decided here
+    dropout: Array | None = None  # a key: training; None: nothing is dropped
 
 
 class ArmMotion(nn.Module):
@@ -33,7 +37,7 @@ class ArmMotion(nn.Module):
 
     Starts at zero. Sees the last motion, the command and the one before it (a controller of second order needs both),
     the gripper, where the hand is (joint limits and the table are there), whether it holds something, and the sight of
-    the chunk's beginning.
+    the chunk's beginning. The grasp is foretold by a network of its own: what motion needs to see is another thing.
     """
 
     width: int
@@ -44,15 +48,22 @@ class ArmMotion(nn.Module):
         self.sight = nn.Dense(SIGHT)
         self.dense1, self.dense2 = nn.Dense(self.width), nn.Dense(self.width)
         self.out = nn.Dense(7, kernel_init=nn.initializers.zeros)
-        self.grasp1, self.grasp2 = nn.Dense(self.width), nn.Dense(1, kernel_init=nn.initializers.zeros)
+        self.grasp_conv1 = nn.Conv(48, (5, 5), strides=2)
+        self.grasp_conv2 = nn.Conv(48, (3, 3), strides=2)
+        self.dropout = nn.Dropout(GRASP_DROPOUT)
+        self.grasp_sight, self.grasp_features = nn.Dense(GRASP_WIDTH), nn.Dense(GRASP_WIDTH, use_bias=False)
+        self.grasp_out = nn.Dense(1, kernel_init=nn.initializers.zeros)
 
-    def look(self, pictures: Array) -> Array:
-        """Latents [..., V, h, w, c] of the newest known frames to float [..., `SIGHT`]."""
+    def look(self, pictures: Array, train: bool = False) -> tuple[Array, Array]:
+        """Latents [..., V, h, w, c] of the newest known frames to float [..., `SIGHT`] and [..., `GRASP_WIDTH`]."""
         *batch, views, rows, columns, channels = pictures.shape
         cells = jnp.moveaxis(pictures.reshape(-1, views, rows, columns, channels), 1, 3)
-        hidden = nn.silu(self.patches(cells.reshape(-1, rows, columns, views * channels)))
-        hidden = nn.silu(self.conv2(nn.silu(self.conv1(hidden))))
-        return self.sight(hidden.reshape(len(hidden), -1)).reshape(*batch, SIGHT)
+        cells = cells.reshape(-1, rows, columns, views * channels)
+        motion = nn.silu(self.conv2(nn.silu(self.conv1(nn.silu(self.patches(cells))))))
+        grasp = nn.silu(self.grasp_conv2(nn.silu(self.grasp_conv1(cells))))
+        motion, grasp = (hidden.reshape(len(cells), -1) for hidden in (motion, grasp))
+        grasp = self.grasp_sight(self.dropout(grasp, deterministic=not train))
+        return self.sight(motion).reshape(*batch, SIGHT), grasp.reshape(*batch, GRASP_WIDTH)
 
     def __call__(self, features: Array, sight: Array) -> Array:
         """Features float [B, `MOTION_FEATURES`] and sight [B, `SIGHT`] to float [B, 7], the last one the fingers'."""
@@ -61,13 +72,13 @@ class ArmMotion(nn.Module):
         return self.out(jnp.concatenate([hidden, features], axis=-1))
 
     def grasps(self, features: Array, sight: Array) -> Array:
-        """The same to float [B]: logit of the probability that the closing hand will hold something."""
-        return self.grasp2(nn.gelu(self.grasp1(jnp.concatenate([features, sight], axis=-1))))[:, 0]
+        """Of features and sight [B, `GRASP_WIDTH`], float [B]: logit of holding something once the hand has closed."""
+        return self.grasp_out(nn.silu(sight + self.grasp_features(features)))[:, 0]
 
     def initialise(self, features: Array, pictures: Array) -> tuple[Array, Array]:
         """Touches every parameter, once."""
-        sight = self.look(pictures)
-        return self(features, sight), self.grasps(features, sight)
+        motion, grasp = self.look(pictures)
+        return self(features, motion), self.grasps(features, grasp)
 
 
 def init_arm_motion(width: int, key: Array, pictures: tuple[int, ...]) -> Params:
@@ -76,7 +87,9 @@ def init_arm_motion(width: int, key: Array, pictures: tuple[int, ...]) -> Params
     return ArmMotion(width).init(key, *inputs, method="initialise")["params"]
 
 
-def motion_sight(params: Params, pictures: Array, steps: int) -> Array:
-    """The sight at every step, [B, steps, `SIGHT`], from latents [B, P, V, h, w, c] of every (steps / P)-th step."""
-    sight = ArmMotion(params["dense1"]["bias"].size).apply({"params": params}, pictures, method="look")
-    return jnp.repeat(sight, steps // pictures.shape[1], axis=1)
+def arm_sights(arm: ArmContext, steps: int) -> tuple[Array, Array]:
+    """`ArmMotion.look` at every step, leaves [B, steps, ...]."""
+    network, train = ArmMotion(arm.params["dense1"]["bias"].size), arm.dropout is not None
+    keys = {"dropout": arm.dropout} if train else {}
+    sights = network.apply({"params": arm.params}, arm.pictures, train, method="look", rngs=keys)
+    return jax.tree.map(lambda sight: jnp.repeat(sight, steps // arm.pictures.shape[1], axis=1), sights)

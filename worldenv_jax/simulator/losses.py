@@ -42,6 +42,7 @@ from worldenv_jax.simulator.proprioception import (
 from worldenv_jax.types import Array, Camera, GeometryFn, Params, Statistics
 
 CHAIN = 4  # pictures that the compositor is unrolled over
+GRASP_SMOOTHING = 0.1  # of the labels of `ArmMotion.grasps` (Szegedy et al. 2016, arXiv 1512.00567, section 7)
 CHARBONNIER = 0.03  # of the range [-1, 1]: smaller errors count quadratically
 HAND_WEIGHT = 9.0  # what errors at the hand count beside 1 elsewhere
 HAND_RADIUS = 0.08  # of the image's width
@@ -107,16 +108,19 @@ def measure_latent_scale(config: SimulatorConfig, params: Params, frames: Array)
     return float(1.0 / jnp.std(mean))
 
 
-def arm_motion_loss(kinematics: Kinematics, params: Params, batch: MotionBatch) -> tuple[Array, dict[str, Array]]:
+def arm_motion_loss(
+    kinematics: Kinematics, params: Params, key: Array, batch: MotionBatch
+) -> tuple[Array, dict[str, Array]]:
     """Open-loop error over the stretch: of the pose in centimetres and twentieths of a radian, of the opening in 5 mm.
 
     Errors count by sqrt(1 + e^2) - 1, so that collisions that nothing foretells do not rule, and by 1 / sqrt(steps),
-    because they grow. The arm is told what the hand holds; which grasps hold is learned where it was decided.
+    because they grow. The arm is told what the hand holds; which grasps hold is learned where it was decided, with
+    labels that are doubted a little (`GRASP_SMOOTHING`): a decision that is sure of everything is learned by heart.
 
     Returns: the loss, and {"position", "rotation", "opening", "grasp_loss", "grasp_accuracy"}: the mean errors at the
-    end in metres and radians, cross-entropy (nats) and share of the grasps that were foretold.
+    end in metres and radians, cross-entropy with the smoothed labels (nats) and share of the grasps that were foretold.
     """
-    arm = ArmContext(params, batch.previous_action, batch.pictures, batch.grip, batch.holds)
+    arm = ArmContext(params, batch.previous_action, batch.pictures, batch.grip, batch.holds, key)
     predicted, grip, logit = advance_proprio(
         kinematics, batch.previous_proprio, batch.proprio[:, 0], batch.actions, arm
     )
@@ -128,13 +132,14 @@ def arm_motion_loss(kinematics: Kinematics, params: Params, batch: MotionBatch) 
     last = jnp.linalg.norm(motion[:, -1].reshape(-1, 2, 3), axis=-1).mean(0)
     decided = (grip.closing == DECIDES) & (grip.holds != 0)
     share = decided / jnp.maximum(decided.sum(), 1)
-    grasp_loss = (share * jax.nn.softplus(-logit * grip.holds)).sum()
+    correct = logit * grip.holds
+    grasp_loss = (share * (jax.nn.softplus(-correct) + 0.5 * GRASP_SMOOTHING * correct)).sum()
     metrics = {
         "position": last[0],
         "rotation": last[1],
         "opening": jnp.abs(opening[:, -1]).mean(),
         "grasp_loss": grasp_loss,
-        "grasp_accuracy": (share * (logit * grip.holds > 0)).sum(),
+        "grasp_accuracy": (share * (correct > 0)).sum(),
     }
     return (weight * (jnp.sqrt(1.0 + jnp.square(errors)) - 1.0)).sum(-1).mean() + grasp_loss, metrics
 

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from worldenv_jax.simulator.arm_motion import ArmContext, ArmMotion, motion_sight
+from worldenv_jax.simulator.arm_motion import ArmContext, ArmMotion, arm_sights
 from worldenv_jax.simulator.grips import Grip, advance_grip, no_grip, recorded_grips
 from worldenv_jax.simulator.poses import (
     axis_angle_from_quaternion,
@@ -89,7 +89,7 @@ def advance_proprio(
         before, grip = jnp.zeros_like(actions[:, 0]), no_grip(len(actions))
     else:
         network = ArmMotion(arm.params["dense1"]["bias"].size)
-        told = jax.tree.map(by_step, (motion_sight(arm.params, arm.pictures, actions.shape[1]), arm.holds))
+        told = jax.tree.map(by_step, (arm_sights(arm, actions.shape[1]), arm.holds))
         before, grip = arm.previous_action, arm.grip
 
     def step(carry, inputs):
@@ -102,11 +102,11 @@ def advance_proprio(
             moved = jnp.clip(position + linear[:, :3], kinematics.position_low, kinematics.position_high)
             motion = linear.at[:, :3].set(moved - position)
         else:
-            sight, holds = told
+            (motion_sight, grasp_sight), holds = told
             relative = motion / steady, action, last_action
             features = _motion_features(kinematics, *relative, fingers, position, rotation, grip.holds)
-            apply = lambda **method: network.apply({"params": arm.params}, features, sight, **method)
-            missed, logit = apply(), apply(method="grasps")
+            missed = network.apply({"params": arm.params}, features, motion_sight)
+            logit = network.apply({"params": arm.params}, features, grasp_sight, method="grasps")
             motion = linear + steady * missed[:, :6]
             moved = position + motion[:, :3]
             closing += kinematics.finger_speed * missed[:, 6:] * jnp.array([1.0, -1.0])

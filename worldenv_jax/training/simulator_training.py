@@ -128,8 +128,9 @@ def train_arm_motion(
         return jax.tree.map(lambda *leaves: np.stack(leaves), *(stretch(rng) for _ in range(stage.batch_size)))
 
     def loss(arm_motion: Params, key: Array, batch: MotionBatch) -> tuple[Array, dict[str, Array]]:
+        dropout, key = jax.random.split(key)
         pictures = encode_frames(simulator, params, augment(key, batch.pictures, config.augmentation))
-        return arm_motion_loss(kinematics, arm_motion, batch._replace(pictures=pictures))
+        return arm_motion_loss(kinematics, arm_motion, dropout, batch._replace(pictures=pictures))
 
     mesh, key, name = mesh_from_config(config.mesh), jax.random.key(seed + 3), "arm_motion"
     name += "_imagined" if replay else ""
