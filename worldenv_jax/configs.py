@@ -261,9 +261,9 @@ def libero_cpu() -> ExperimentConfig:
     return replace(
         base,
         environment=EnvironmentConfig("libero", "libero_object", tasks=10, image_size=64, views=2, slots=8),
-        collect=CollectConfig(exploration_per_task=20, after_success=24),
+        collect=CollectConfig(exploration_per_task=20, tries_per_start=3, after_success=24),
         policy=PolicyConfig.libero_cpu(),
-        simulator=SimulatorConfig.libero_cpu(),
+        simulator=replace(SimulatorConfig.libero_cpu(), frame_stride=8),  # what the policy looks at, no more
         reflector=ReflectorConfig.libero_cpu(),
         augmentation=AugmentationConfig(shift=2, brightness=0.1, contrast=0.1),
         cloning=_stage(1500, 32, 1e-3, 0.01),
@@ -277,8 +277,15 @@ def libero_cpu() -> ExperimentConfig:
             1200, 64, optimizer=_adam(1e-3, 1200, 0.01, ema_decay=0.995), false_positive_rate=0.01
         ),
         rollout=RolloutConfig(num_chunks=20),  # successes take 98 to 153 steps
-        post_training=replace(base.post_training, starts=8, chunks_at_once=5, held_out_starts=32),
-        evaluation=EvaluationConfig(episodes_per_task=10),
+        post_training=PostTrainingConfig(
+            iterations=16,
+            starts=32,
+            chunks_at_once=4,
+            resample_budget=0,
+            held_out_starts=32,
+            optimizer=replace(base.post_training.optimizer, trainable=("llama", "action_head")),
+        ),
+        evaluation=EvaluationConfig(episodes_per_task=50),
     )
 
 
