@@ -29,6 +29,7 @@ class CollectConfig:
     demonstration_noise: float = 0.1  # Laplace scale on the expert's six deltas
     exploration_per_task: int = 80
     tries_per_start: int = 1  # episodes of training exploration that share a start; held-out ones have their own
+    try_again: bool = False  # in training exploration a hand that has closed on nothing opens and rises
     exploration_scale: float = 0.7  # multiplies the policy's Laplace scale
     held_out_fraction: float = 0.25  # of the exploration: never trained on, what the gate measures
     after_success: int = 6  # steps that exploration goes on after a success

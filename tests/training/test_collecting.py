@@ -9,7 +9,7 @@ import pytest
 
 from worldenv_jax.configs import get_config
 from worldenv_jax.data.episodes import Episode
-from worldenv_jax.training.collecting import EXPLORATION_SEED, exploration_specs, split_exploration
+from worldenv_jax.training.collecting import EXPLORATION_SEED, exploration_specs, split_exploration, training_specs
 from worldenv_jax.training.pipeline import one_per_start
 
 LIBERO = get_config("libero_cpu")  # 20 episodes per task, a quarter of them held out
@@ -54,3 +54,11 @@ def test_a_seed_has_starts_of_its_own():
     first, second = (exploration_specs(replace(LIBERO, seed=seed)) for seed in (0, 1))
     assert not set(first) & set(second)
     assert np.array_equal([s.seed for s in second], [s.seed + EXPLORATION_SEED for s in first])
+
+
+def test_held_out_exploration_is_the_policys_own():
+    """Where hands try again, that is the training part, whose starts may be shared."""
+    specs = exploration_specs(LIBERO)
+    training, held_out = split_exploration(_episodes(specs), LIBERO.collect.held_out_fraction)
+    assert {e.spec for e in held_out} == set(specs) - set(training_specs(LIBERO))
+    assert {e.spec for e in training} == set(training_specs(LIBERO))

@@ -22,6 +22,7 @@ from worldenv_jax.simulator.proprioception import (
     advance_proprio,
     episode_grips,
     fit_kinematics,
+    is_empty,
     last_grasps,
     proprioception_error,
 )
@@ -55,6 +56,7 @@ __all__ = [
     "fit_kinematics",
     "history_steps",
     "init_simulator",
+    "is_empty",
     "last_grasps",
     "make_simulator_fns",
     "measure_latent_scale",

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from worldenv_jax.simulator.arm_motion import ArmContext, ArmMotion, arm_sights
-from worldenv_jax.simulator.grips import Grip, advance_grip, no_grip, recorded_grips
+from worldenv_jax.simulator.grips import HELD, Grip, advance_grip, no_grip, recorded_grips
 from worldenv_jax.simulator.poses import (
     axis_angle_from_quaternion,
     conjugate_quaternion,
@@ -126,6 +126,11 @@ def advance_proprio(
 def is_open(kinematics: Kinematics, proprio: Array) -> Array:
     """Whether fingers are too far apart to hold anything; [..., 8] to bool [...]."""
     return finger_opening(proprio) > OPEN * _widest(kinematics)
+
+
+def is_empty(kinematics: Kinematics, proprio: Array) -> Array:
+    """Whether the fingers are so close that there is nothing between them; [..., 8] to bool [...]."""
+    return finger_opening(proprio) <= HELD * _widest(kinematics)
 
 
 def episode_grips(kinematics: Kinematics, proprio: np.ndarray, actions: np.ndarray) -> Grip:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Who acts, as the runner wants it: frames in, a chunk of environment actions out."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,8 @@ from worldenv_jax.types import EpisodeSpec, Observation, Params, PolicyFn, Polic
 # Rows that the policy sees at once, whatever the number of slots: sums are rounded differently in another batch size,
 # and an episode must not depend on how many workers there are.
 BATCH = 8
+LET_GO = np.array([0.0, 0.0, 0.5, 0.0, 0.0, 0.0, -1.0], np.float32)  # environment action: up, and open
+LET_GO_STEPS = 16  # the fingers need 12
 
 
 # (params, key, images, proprio, tasks, seeds, samples, chunks), rows of BATCH -> environment actions, PolicyStep
@@ -85,6 +87,34 @@ def replay_actor(recorded: Callable[[EpisodeSpec], Episode], chunk: int = 40) ->
         return np.stack([padded_chunk(recorded(spec).actions, t * chunk, chunk) for spec, t in zip(specs, chunks)])
 
     return act
+
+
+def trying_again(act: ActFn, is_empty: Callable[[np.ndarray], np.ndarray], specs: Collection[EpisodeSpec]) -> ActFn:
+    """`act`, but a hand that was closed on nothing at two chunk beginnings in a row opens and rises.
+
+    A cloned policy that has missed keeps its fist to the end of the episode: no demonstration shows anything else.
+
+    Args:
+      is_empty: proprioception [n, 8] to bool [n].
+      specs: the episodes that it is done in.
+    """
+    fist: dict[EpisodeSpec, bool] = {}  # whether the hand was empty at the last chunk's beginning
+    left: dict[EpisodeSpec, int] = {}  # chunks until it is open
+
+    def act_again(
+        images: np.ndarray, proprio: np.ndarray, running: Sequence[EpisodeSpec], chunks: Sequence[int]
+    ) -> np.ndarray:
+        actions = np.array(act(images, proprio, running, chunks))
+        for row, (spec, chunk, empty) in enumerate(zip(running, chunks, is_empty(proprio))):
+            if chunk and empty and fist[spec] and not left[spec] and spec in specs:
+                left[spec] = -(-LET_GO_STEPS // actions.shape[1])
+            if chunk and left[spec]:
+                actions[row], left[spec], fist[spec] = LET_GO, left[spec] - 1, False
+            else:
+                left[spec], fist[spec] = 0, bool(empty)
+        return actions
+
+    return act_again
 
 
 def _noise_key(key: jax.Array, task: jax.Array, seed: jax.Array, sample: jax.Array, chunk: jax.Array) -> jax.Array:

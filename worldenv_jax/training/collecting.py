@@ -7,6 +7,7 @@ collection goes on where it was.
 
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 
 import jax
 import numpy as np
@@ -19,8 +20,8 @@ from worldenv_jax.envs.base import Environment, EpisodeError
 from worldenv_jax.envs.runner import run_episodes
 from worldenv_jax.errors import WorldEnvError
 from worldenv_jax.metrics import Progress
-from worldenv_jax.simulator import fit_kinematics
-from worldenv_jax.training.acting import compile_policy, policy_actor
+from worldenv_jax.simulator import fit_kinematics, is_empty
+from worldenv_jax.training.acting import compile_policy, policy_actor, trying_again
 from worldenv_jax.training.models import Models, to_lists
 from worldenv_jax.training.pretrained import published_statistics
 from worldenv_jax.training.workdir import Workdir, mesh_from_config
@@ -95,6 +96,8 @@ def collect_exploration(
     key = jax.random.fold_in(jax.random.key(config.seed), EXPLORATION_SEED)
     compiled = compile_policy(policy, models.statistics, models.policy_prompts)
     act = policy_actor(compiled, params, key, mesh_from_config(config.mesh))
+    if collect.try_again:
+        act = trying_again(act, partial(is_empty, models.kinematics), set(training_specs(config)))
     progress = Progress("collect exploration", len(specs), len(written))
     errors: list[str] = []
     for first in range(0, len(missing), PART):
@@ -139,6 +142,12 @@ def exploration_specs(config: ExperimentConfig) -> list[EpisodeSpec]:
         for number, sample in enumerate(tries)
         for task in range(config.environment.tasks)
     ]
+
+
+def training_specs(config: ExperimentConfig) -> list[EpisodeSpec]:
+    """Those of `exploration_specs` that are not held out."""
+    held_out = _held_out(config.collect.exploration_per_task, config.collect.held_out_fraction)
+    return exploration_specs(config)[: -held_out * config.environment.tasks]
 
 
 def split_exploration(episodes: Sequence[Episode], held_out_fraction: float) -> tuple[list[Episode], list[Episode]]:
