@@ -10,7 +10,8 @@ second row with --set=collect.train_on_exploration=false):
     demonstrations and exploration       6.6        5.0
     demonstrations only                  5.0        2.6
 
-In LIBERO (libero_cpu, libero_object, 50 held-out episodes) whether imagination knows which grasps hold (AUROC of the
+In LIBERO (libero_cpu with --set=simulator.frame_stride=1 --set=collect.tries_per_start=1, an arm that predicted the
+fingers' opening alone, libero_object, 50 held-out episodes) whether imagination knows which grasps hold (AUROC of the
 imagined opening of the fingers), how far each finger is off after 64 steps, and the PSNR of failures, in dB, at steps
 1 to 64 and 65 to 128; the README has intervals:
 
