@@ -16,6 +16,7 @@ from worldenv_jax.simulator import (
     arm_motion_loss,
     episode_grips,
     fit_kinematics,
+    is_empty,
     last_grasps,
     no_grip,
     proprioception_error,
@@ -52,6 +53,14 @@ def test_commanded_motion():
     np.testing.assert_allclose(after[:, :3], [[0.15, 0.2, 0.25]] * 2, atol=1e-6)
     np.testing.assert_allclose(after[:, 3:6], [[0, 0, 0.25], [0, 0, 0.5]], atol=1e-6)
     np.testing.assert_allclose(after[:, 6:], [[0.03, -0.03], [0.02, -0.02]], atol=1e-6)
+
+
+def test_an_empty_hand_has_a_centimetre_between_its_fingers_at_most():
+    """robosuite's open 8 cm apart, and an eighth of that counts as nothing."""
+    hands = np.zeros((4, 8), np.float32)
+    hands[:, 6] = 0.0, 0.0049, 0.0051, 0.04
+    hands[:, 7] = -hands[:, 6]
+    assert is_empty(Kinematics.osc_pose(), hands).tolist() == [True, True, False, False]
 
 
 def test_rotation_is_applied_in_the_base_frame():

@@ -4,11 +4,15 @@
 from collections import Counter
 from dataclasses import replace
 
+import jax
 import numpy as np
 import pytest
 
 from worldenv_jax.configs import get_config
 from worldenv_jax.data.episodes import Episode
+from worldenv_jax.policy import init_policy
+from worldenv_jax.training import collecting, pipeline
+from worldenv_jax.training.acting import LET_GO
 from worldenv_jax.training.collecting import EXPLORATION_SEED, exploration_specs, split_exploration, training_specs
 from worldenv_jax.training.pipeline import one_per_start
 
@@ -62,3 +66,24 @@ def test_held_out_exploration_is_the_policys_own():
     training, held_out = split_exploration(_episodes(specs), LIBERO.collect.held_out_fraction)
     assert {e.spec for e in held_out} == set(specs) - set(training_specs(LIBERO))
     assert {e.spec for e in training} == set(training_specs(LIBERO))
+
+
+def test_hands_try_again_in_training_episodes_only(tmp_path, monkeypatch):
+    """Were every hand empty, all training episodes would let go at the second chunk, and no held-out one ever."""
+    config = get_config("debug")
+    run = pipeline.Run(replace(config, collect=replace(config.collect, try_again=True)), tmp_path)
+    monkeypatch.setattr(collecting, "is_empty", lambda kinematics, proprio: np.ones(len(proprio), bool))
+    try:
+        pipeline.start(run)
+        pipeline.STAGES["collect_demonstrations"](run)
+        params = init_policy(run.models.config.policy, jax.random.key(0))
+        collecting.collect_exploration(run.config, run.workdir, run.environment, run.models, params)
+        training, held_out = run.exploration
+        let_go = [(np.asarray(e.actions) == LET_GO).all(-1).tolist() for e in training + held_out]
+    finally:
+        run.close()
+    chunk = config.policy.chunk
+    assert len(training) == len(held_out) == 4
+    for steps in let_go[:4]:
+        assert not any(steps[:chunk]) and all(steps[chunk : 2 * chunk])
+    assert not np.concatenate(let_go[4:]).any()

@@ -2,9 +2,9 @@
 """Whether a closed hand holds something: decided once in a closing, and kept until the hand opens again.
 
 A network that predicts the fingers' opening alone answers doubt with half-closed fingers, which then slip: of what
-imagined hands had grasped a fifth was lost within ten steps, of what true ones had a twentieth. So the arm is told
-which of the two happens (`ArmMotion.grasps` decides in a roll-out, the recording in
-training), and moves accordingly. After a stray command to open, too short to open the hand, it is decided anew.
+imagined hands had grasped a fifth was lost within twenty steps, of what true ones had a twentieth. So the arm is told
+which of the two happens (`ArmMotion.grasps` decides in a roll-out, the recording in training), and moves accordingly.
+After a stray command to open, too short to open the hand, it is decided anew.
 """
 
 from typing import NamedTuple
