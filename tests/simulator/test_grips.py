@@ -64,6 +64,23 @@ def test_a_rollout_counts_as_the_recording_does():
         np.testing.assert_array_equal(grips.holds[:, 0], expected.holds[1:])
 
 
+def test_a_stray_command_to_open_does_not_decide_anew():
+    """One command to open is too short: the hand stays closed and holds what it held, whatever is foretold then."""
+    opening = [1.0] + [0.5] * 29
+    commands = np.ones(29)
+    commands[14] = -1.0
+    expected = _recorded(opening, commands)
+    assert expected.closing[15] == 0 and (expected.holds[DECIDES:] == 1).all()
+    grip = no_grip(1)
+    for command in commands:
+        outcome = 1.0 if grip.closing[0] < 14 and not grip.holds[0] else -1.0
+        grip = advance_grip(grip, jnp.full(1, command), jnp.zeros(1, bool), jnp.full(1, outcome))
+    assert grip.closing[0] == 14 and grip.holds[0] == 1
+    opening[15 + SETTLED - 3 :] = [0.02] * (len(opening) - 15 - SETTLED + 3)  # it slips while closing for the second time
+    holds = _recorded(opening, commands).holds
+    assert (holds[DECIDES : 15 + SETTLED - 2] == 1).all() and (holds[15 + SETTLED + 1 :] == -1).all()
+
+
 def test_no_grip_is_that_of_an_open_hand():
     grip = advance_grip(no_grip(2), -np.ones(2), np.ones(2, bool), np.ones(2))
     assert isinstance(grip, Grip) and not np.any(grip.closing) and not np.any(grip.holds)

@@ -22,6 +22,7 @@ from worldenv_jax.simulator import (
     proprioception_error,
 )
 from worldenv_jax.simulator.arm_motion import ArmContext, init_arm_motion
+from worldenv_jax.simulator.grips import Grip
 from worldenv_jax.simulator.proprioception import relative_pose
 
 START = np.array([[0.1, 0.2, 0.3, 0.0, 0.0, 0.0, 0.04, -0.04]], np.float32)
@@ -288,6 +289,11 @@ def test_the_loss_doubts_its_labels():
     held, missed = (-t * np.log(p) - (1 - t) * np.log(1 - p) for t in (0.95, 0.05))
     np.testing.assert_allclose(metrics["grasp_loss"], (held + 3 * missed) / 4, rtol=1e-5)
     assert metrics["grasp_accuracy"] == 0.25
+    # The closing of a hand that already knows what it holds is no decision.
+    holds = np.sign(batch.holds.min(1) + batch.holds.max(1))  # what each episode decides
+    known = batch._replace(grip=Grip(np.zeros(4), holds), holds=np.repeat(holds[:, None], batch.holds.shape[1], 1))
+    _, metrics = arm_motion_loss(fit_kinematics(*stacked), params, jax.random.key(0), known)
+    assert metrics["grasp_loss"] == 0 and np.abs(holds).min() == 1
 
 
 def test_only_the_grasp_is_dropped_out_and_only_with_a_key():

@@ -4,7 +4,7 @@
 A network that predicts the fingers' opening alone answers doubt with half-closed fingers, which then slip: of what
 imagined hands had grasped a fifth was lost within twenty steps, of what true ones had a twentieth. So the arm is told
 which of the two happens (`ArmMotion.grasps` decides in a roll-out, the recording in training), and moves accordingly.
-After a stray command to open, too short to open the hand, it is decided anew.
+A stray command to open, too short to open the hand, changes nothing: in LIBERO's recordings it never does.
 """
 
 from typing import NamedTuple
@@ -41,7 +41,8 @@ def advance_grip(grip: Grip, command: Array, is_open: Array, outcome: Array) -> 
         outcome: float [...], 1 or -1: what is decided if it is decided now.
     """
     closing = jnp.where(command > 0, grip.closing + 1.0, 0.0)
-    return Grip(closing, jnp.where(is_open, 0.0, jnp.where(closing == DECIDES, outcome, grip.holds)))
+    decided = jnp.where((closing == DECIDES) & (grip.holds == 0), outcome, grip.holds)
+    return Grip(closing, jnp.where(is_open, 0.0, decided))
 
 
 def recorded_grips(opening: np.ndarray, commands: np.ndarray, is_open: np.ndarray) -> Grip:
@@ -61,7 +62,8 @@ def recorded_grips(opening: np.ndarray, commands: np.ndarray, is_open: np.ndarra
         closing[t] = closing[t - 1] + 1 if command > 0 else 0
         holds[t] = holds[t - 1]
         settled = t + SETTLED - DECIDES
-        if closing[t] == DECIDES and settled < len(opening) and (commands[t:settled] > 0).all():
+        settles = settled < len(opening) and (commands[t:settled] > 0).all()
+        if closing[t] == DECIDES and holds[t] == 0 and settles:
             holds[t] = 1.0 if opening[settled] > HELD else -1.0
         elif closing[t] > SETTLED and holds[t] > 0 and opening[t] <= HELD:
             holds[t] = -1.0

@@ -130,7 +130,8 @@ def arm_motion_loss(
     errors = jnp.concatenate([motion / jnp.array([0.01] * 3 + [0.05] * 3), opening[..., None] / 0.005], axis=-1)
     weight = 1.0 / jnp.sqrt(1.0 + jnp.arange(motion.shape[1]))[:, None]
     last = jnp.linalg.norm(motion[:, -1].reshape(-1, 2, 3), axis=-1).mean(0)
-    decided = (grip.closing == DECIDES) & (grip.holds != 0)
+    before = jnp.concatenate([batch.grip.holds[:, None], grip.holds[:, :-1]], axis=1)
+    decided = (grip.closing == DECIDES) & (grip.holds != 0) & (before == 0)
     share = decided / jnp.maximum(decided.sum(), 1)
     correct = logit * grip.holds
     grasp_loss = (share * (jax.nn.softplus(-correct) + 0.5 * GRASP_SMOOTHING * correct)).sum()
