@@ -13,8 +13,8 @@ PACKAGE = Path(__file__).resolve().parents[1] / "worldenv_jax"
 # Part of the package -> the parts it may import besides itself, errors and files.
 MODELS = {"types", "networks"}
 PURE_DATA = {"data.tokenizer", "data.image_transforms"}  # functions of text and of images, no episodes
-LIBRARY = {"types", "networks", "policy", "simulator", "reflector", "rollout", "loop_ppo", "mesh", "checkpoints",
-           "metrics", "overrides", "data", "envs", "weights", "manifest", "params_file"}  # fmt: skip
+LIBRARY = {"types", "networks", "policy", "simulator", "reflector", "rollout", "loop_ppo", "critic", "mesh",
+           "checkpoints", "metrics", "overrides", "data", "envs", "weights", "manifest", "params_file"}  # fmt: skip
 ALLOWED = {
     "types": set(),
     "errors": set(),
@@ -25,6 +25,7 @@ ALLOWED = {
     "reflector": MODELS | PURE_DATA,
     "rollout": {"types"},
     "loop_ppo": {"types"},
+    "critic": {"types"},
     "overrides": set(),
     "mesh": {"types"},
     "checkpoints": {"types", "overrides"},
@@ -37,7 +38,7 @@ ALLOWED = {
     "training": LIBRARY | {"evaluation", "configs"},
     "evaluation": LIBRARY,
 }
-FLAX = {"networks", "policy", "simulator", "reflector"}
+FLAX = {"networks", "policy", "simulator", "reflector", "critic"}
 NEVER = {"torch", "tensorflow", "dill", "cloudpickle", "experiments", "tools", "tests"}
 
 

@@ -10,6 +10,7 @@ import difflib
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from worldenv_jax.critic import CriticConfig
 from worldenv_jax.envs import EnvironmentConfig
 from worldenv_jax.errors import WorldEnvError
 from worldenv_jax.evaluation.gate import GateConfig
@@ -71,6 +72,7 @@ class PostTrainingConfig:
     resample_below: float = 0.5  # ... when fewer than this share of groups has contrast
     evaluate_every: int = 4  # iterations between held-out estimates; the best parameters are kept
     held_out_starts: int = 64
+    critic: CriticConfig = CriticConfig()
     optimizer: OptimizerConfig = OptimizerConfig()  # with ema_decay the averaged policy is estimated and kept
 
 

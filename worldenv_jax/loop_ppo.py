@@ -61,19 +61,19 @@ def clipped_loss(
     Args:
       log_prob: float32 [B, T, K], current policy, summed over action dimensions (one ratio per timestep).
       behaviour_log_prob: float32 [B, T, K], of the policy that acted.
-      advantages: float32 [B]; zero for trajectories of dropped groups.
+      advantages: float32 [B], one per trajectory, or [B, T], one per chunk (`critic`); zero for dropped groups.
       valid: bool [B, T, K]; steps after the end, and all steps of dropped groups, are False.
 
     Returns:
       (loss, metrics). Metrics: ratio_mean, ratio_max, clip_fraction (steps where the clip is active), kl (the
       estimator r - 1 - log r of KL(behaviour || current), non-negative) and kept (share of trajectories that count).
     """
-    chex.assert_rank([log_prob, advantages], [3, 1])
+    chex.assert_rank([log_prob, advantages], [3, {1, 2}])
     chex.assert_equal_shape([log_prob, behaviour_log_prob, valid])
     difference = jnp.where(valid, log_prob - behaviour_log_prob, 0.0)
     ratio = jnp.exp(difference)
     low = 1.0 / (1.0 + config.clip) if config.geometric_clip else 1.0 - config.clip
-    advantage = advantages[:, None, None]
+    advantage = advantages.reshape(len(advantages), -1, 1)
     unclipped = ratio * advantage
     clipped = jnp.clip(ratio, low, 1.0 + config.clip) * advantage
     per_step = jnp.where(valid, -jnp.minimum(unclipped, clipped), 0.0)

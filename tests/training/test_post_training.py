@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from worldenv_jax.configs import PostTrainingConfig
+from worldenv_jax.critic import CriticConfig
 from worldenv_jax.errors import WorldEnvError
 from worldenv_jax.loop_ppo import LoopConfig
 from worldenv_jax.mesh import make_mesh, shard_batch, shard_state, shardings
@@ -154,6 +155,21 @@ def test_a_batch_without_contrast_changes_nothing():
     new, metrics = update(state, jax.random.key(1), rollout_with_rewards([0.5, 0.5, 0.1, 0.1]))
     np.testing.assert_array_equal(new.params["w"], 1.0)
     assert metrics["loss"] == 0.0
+
+
+def test_a_critic_that_knows_nothing_changes_nothing():
+    """One value everywhere and lambda 1 are the leave-one-out advantages; another value at one chunk is not."""
+    settings = replace(SETTINGS, minibatches=1, critic=CriticConfig(gae_lambda=1.0))
+    state = init_train_state({"w": jnp.zeros(()), "b": jnp.zeros(())}, settings.optimizer, jax.random.key(0))
+    imagine = make_imagine(policy, WORLD, JUDGE, replace(ROLLOUT, early_stop=False))
+    starts = sample_starts(make_starts(32), 8, SAMPLES, 0, 0, 0)
+    rollout = imagine(RolloutParams(state.params, (), ()), jax.random.key(0), starts)
+    update = make_update(distribution, laplace_log_prob, settings, LOOP, SAMPLES)
+    values = jnp.full(rollout.valid.shape[:2], 0.3)
+    knowing = values.at[:, 1].set(rollout.reward)  # all was decided in the first chunk
+    loss, same, other = (update(state, jax.random.key(1), rollout, v)[1] for v in (None, values, knowing))
+    np.testing.assert_allclose(same["gradient_norm"], loss["gradient_norm"], rtol=1e-4)
+    assert abs(other["gradient_norm"] / loss["gradient_norm"] - 1) > 0.02
 
 
 def test_minibatches_of_dropped_groups_are_skipped():

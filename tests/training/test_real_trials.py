@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from worldenv_jax.configs import get_config
+from worldenv_jax.critic import CriticConfig
 from worldenv_jax.envs import make_environment
 from worldenv_jax.envs.base import EpisodeError
 from worldenv_jax.errors import WorldEnvError
+from worldenv_jax.metrics import read_json_lines
 from worldenv_jax.policy import init_policy, policy_distribution
 from worldenv_jax.simulator import Kinematics
 from worldenv_jax.training import pipeline
@@ -98,11 +100,11 @@ def test_an_episode_whose_world_failed_is_run_again(environment, models, rollout
 
 
 def test_a_stage_runs_and_resumes_to_the_bit(tmp_path, monkeypatch):
-    """Through the pipeline, the tabletop under another name: two iterations, then two more, against four."""
-    results = []
+    """Through the pipeline, the tabletop under another name, with a critic: four iterations, or two and two more."""
+    critic, results = CriticConfig(updates=2, warmup=1), []
     for name, stops in (("straight", (4,)), ("resumed", (2, 4))):
         for iterations in stops:
-            config = replace(CONFIG, post_training=replace(CONFIG.post_training, iterations=iterations))
+            config = replace(CONFIG, post_training=replace(CONFIG.post_training, iterations=iterations, critic=critic))
             run = pipeline.Run(config, tmp_path / name)
             if iterations == stops[0]:
                 run.workdir.save_config()
@@ -114,6 +116,9 @@ def test_a_stage_runs_and_resumes_to_the_bit(tmp_path, monkeypatch):
             run.config = replace(config, environment=world)
             pipeline.post_train_true(run)
         results.append(run.params("post_trained_true"))
+        rows = read_json_lines(tmp_path / name / "metrics" / "post_train_true.jsonl")
+        assert [row["step"] for row in rows if "critic_loss" in row] == [1, 2, 3, 4]
+        assert [row["step"] for row in rows if "updates" in row] == [2, 3, 4]  # first the critic alone learns
     jax.tree.map(np.testing.assert_array_equal, *results)
 
 

@@ -18,6 +18,7 @@ import numpy as np
 from worldenv_jax import files
 from worldenv_jax.checkpoints import Checkpointer
 from worldenv_jax.configs import ExperimentConfig
+from worldenv_jax.critic import CriticState, make_critic
 from worldenv_jax.data.episodes import Episode
 from worldenv_jax.data.rlds import add_episodes
 from worldenv_jax.envs.base import Environment
@@ -29,7 +30,13 @@ from worldenv_jax.policy import laplace_log_prob, policy_distribution
 from worldenv_jax.rollout import RolloutParams
 from worldenv_jax.training.loop import run_stage
 from worldenv_jax.training.models import Models
-from worldenv_jax.training.post_training import collect_contrast, make_imagine, make_update, sample_starts
+from worldenv_jax.training.post_training import (
+    collect_contrast,
+    make_imagine,
+    make_update,
+    rollout_metrics,
+    sample_starts,
+)
 from worldenv_jax.training.train_state import TrainState, ema_params, init_train_state
 from worldenv_jax.training.workdir import Workdir, mesh_from_config
 from worldenv_jax.types import Array, EpisodeSpec, Observation, Params, ReflectorFns, Rollout, SimulatorFns, Starts
@@ -51,6 +58,13 @@ class Trials(NamedTuple):
     rollout: Callable[[Params, Array, int, int], Rollout]
     # params -> {"held_out_reward", "held_out_terminated"} of the mean action, from starts that are never learned from
     estimate: Callable[[Params], dict[str, float]]
+
+
+class Learners(NamedTuple):
+    """What post-training trains."""
+
+    policy: TrainState
+    critic: CriticState | None  # with `post_training.critic.updates`
 
 
 def imagined_trials(config: ExperimentConfig, models: Models, world: World, starts: Starts, held_out: Starts) -> Trials:
@@ -86,17 +100,30 @@ def post_train(
       stage: name of the checkpoints and metrics.
     """
     settings, samples = config.post_training, config.rollout.samples
-    mesh = mesh_from_config(config.mesh)
-    state = shard_state(init_train_state(params, settings.optimizer, jax.random.key(config.seed + 20)), mesh)
+    mesh, key = mesh_from_config(config.mesh), jax.random.key(config.seed + 20)
+    vocabulary = config.policy.llama.vocab_size
+    critic = make_critic(settings.critic, models.statistics, vocabulary, config.rollout.num_chunks)
+    critic_state = critic.init(jax.random.fold_in(key, 0)) if settings.critic.updates else None
+    state = shard_state(Learners(init_train_state(params, settings.optimizer, key), critic_state), mesh)
     distribution = partial(_scaled_distribution, config, models)
-    update = make_update(distribution, laplace_log_prob, settings, config.loop, samples, shardings(state, mesh))
+    layout = shardings(state.policy, mesh)
+    update = make_update(distribution, laplace_log_prob, settings, config.loop, samples, layout)
 
-    def iteration(state: TrainState, number: int) -> tuple[TrainState, dict[str, Array]]:
-        key = jax.random.fold_in(state.key, number)
-        attempt = lambda index: trials.rollout(state.params, jax.random.fold_in(key, 2 * index), number, index)
+    def iteration(state: Learners, number: int) -> tuple[Learners, dict[str, Array]]:
+        policy, critic_state = state
+        key = jax.random.fold_in(policy.key, number)
+        attempt = lambda index: trials.rollout(policy.params, jax.random.fold_in(key, 2 * index), number, index)
         rollout, extra = collect_contrast(attempt, settings, config.loop, samples)
-        state, metrics = update(state, jax.random.fold_in(key, 1), rollout)
-        return state, {**metrics, "extra_rollouts": jnp.float32(extra)}
+        metrics, values = {"extra_rollouts": jnp.float32(extra)}, None
+        if critic_state is not None:
+            values = critic.values(critic_state, rollout)
+            critic_state, learned = critic.learn(critic_state, jax.random.fold_in(key, 3), rollout)
+            metrics |= learned
+        if critic_state is None or number >= settings.critic.warmup:
+            policy, learned = update(policy, jax.random.fold_in(key, 1), rollout, values)
+        else:
+            learned = rollout_metrics(rollout, samples)
+        return Learners(policy, critic_state), {**learned, **metrics}
 
     with (
         jax.set_mesh(mesh),
@@ -105,7 +132,7 @@ def post_train(
         make_writer(workdir / "metrics", stage) as writer,
     ):
         if checkpointer.best_score is None:
-            start = trials.estimate(state.params)
+            start = trials.estimate(state.policy.params)
             writer.resume(-1)
             writer.write(0, start)
             checkpointer.save_best(0, state, start["held_out_reward"])
@@ -121,7 +148,7 @@ def post_train(
             log_every=1,
             callbacks=((settings.evaluate_every, partial(_keep_best, checkpointer, trials.estimate)),),
         )
-        return ema_params(checkpointer.restore_best(state).state)
+        return ema_params(checkpointer.restore_best(state).state.policy)
 
 
 def make_estimate(config: ExperimentConfig, models: Models, world: World, held_out: Starts):
@@ -267,8 +294,8 @@ def _scaled_distribution(
     return loc, log_scale + jnp.log(config.post_training.scale_factor)
 
 
-def _keep_best(checkpointer: Checkpointer, estimate, step: int, state: TrainState) -> dict[str, float]:
-    figures = estimate(ema_params(state))
+def _keep_best(checkpointer: Checkpointer, estimate, step: int, state: Learners) -> dict[str, float]:
+    figures = estimate(ema_params(state.policy))
     checkpointer.save_best(step, state, figures["held_out_reward"])
     return figures
 

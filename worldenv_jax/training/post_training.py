@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from worldenv_jax.configs import PostTrainingConfig
+from worldenv_jax.critic import generalized_advantages, leave_one_out, live_chunks
 from worldenv_jax.errors import WorldEnvError
 from worldenv_jax.loop_ppo import LoopConfig, clipped_loss, groups_with_contrast, leave_one_out_advantages
 from worldenv_jax.mesh import constrain_batch
@@ -80,10 +81,12 @@ def make_update(
     loop: LoopConfig,
     samples: int,
     state_shardings: Any = None,
-) -> Callable[[TrainState, Array, Rollout], tuple[TrainState, dict[str, Array]]]:
+) -> Callable[[TrainState, Array, Rollout, Array | None], tuple[TrainState, dict[str, Array]]]:
     """The compiled update of one iteration: epochs x minibatches of the clipped loss over the trajectories.
 
-    `state_shardings`: layout of the state on a mesh (`mesh.shardings`), kept from update to update.
+    The last argument is what a critic expected before each chunk, float32 [B, T]; None: without a critic every chunk
+    carries its trajectory's advantage. `state_shardings`: layout of the state on a mesh (`mesh.shardings`), kept from
+    update to update.
     """
 
     def loss(params: Params, key: Array, batch: tuple[Rollout, Array]) -> tuple[Array, dict[str, Array]]:
@@ -110,11 +113,20 @@ def make_update(
         stopped |= exploded & ~nothing
         return (state, stopped, batch), {**metrics, "updated": 1.0 - exploded}
 
+    def advantages_of(rollout: Rollout, values: Array | None) -> Array:
+        live = live_chunks(rollout)
+        if values is None:
+            whole = leave_one_out_advantages(rollout.reward.reshape(-1, samples)).reshape(-1, 1)
+            return jnp.broadcast_to(whole, live.shape)
+        advantages = generalized_advantages(values, rollout.reward, live, config.critic.gae_lambda)
+        return leave_one_out(advantages, live, samples)
+
     @partial(jax.jit, out_shardings=(state_shardings, None))
-    def update(state: TrainState, key: Array, rollout: Rollout) -> tuple[TrainState, dict[str, Array]]:
-        rewards = rollout.reward.reshape(-1, samples)
-        contrast = jnp.repeat(groups_with_contrast(rewards, loop), samples)
-        advantages = jnp.where(contrast, leave_one_out_advantages(rewards).reshape(-1), 0.0)
+    def update(
+        state: TrainState, key: Array, rollout: Rollout, values: Array | None = None
+    ) -> tuple[TrainState, dict[str, Array]]:
+        contrast = jnp.repeat(groups_with_contrast(rollout.reward.reshape(-1, samples), loop), samples)
+        advantages = jnp.where(contrast[:, None], advantages_of(rollout, values), 0.0)
         learning = rollout._replace(valid=rollout.valid & contrast[:, None, None])
         batch = len(rollout.reward)
         draws = jax.random.uniform(key, (config.epochs, batch))
