@@ -71,7 +71,8 @@ class PostTrainingConfig:
     resample_budget: int = 1  # extra rollouts per iteration to replace groups without contrast
     resample_below: float = 0.5  # ... when fewer than this share of groups has contrast
     evaluate_every: int = 4  # iterations between held-out estimates; the best parameters are kept
-    held_out_starts: int = 64
+    held_out_starts: int = 64  # at most; fewer where fewer were collected
+    held_out_samples: int = 0  # trajectories of each, sampled as in training; 0: one of the mean action
     critic: CriticConfig = CriticConfig()
     optimizer: OptimizerConfig = OptimizerConfig()  # with ema_decay the averaged policy is estimated and kept
 
@@ -286,6 +287,8 @@ def libero_cpu() -> ExperimentConfig:
             chunks_at_once=4,
             resample_budget=0,
             held_out_starts=32,
+            held_out_samples=8,
+            critic=CriticConfig(updates=200),
             optimizer=replace(base.post_training.optimizer, trainable=("llama", "action_head")),
         ),
         evaluation=EvaluationConfig(episodes_per_task=50),

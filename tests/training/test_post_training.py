@@ -2,6 +2,7 @@
 """LOOP-PPO learns to reach in a world of one dimension; groups, starts and updates by hand."""
 
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import jax
@@ -9,14 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from worldenv_jax.configs import PostTrainingConfig
+from worldenv_jax.configs import PostTrainingConfig, get_config
 from worldenv_jax.critic import CriticConfig
 from worldenv_jax.errors import WorldEnvError
 from worldenv_jax.loop_ppo import LoopConfig
 from worldenv_jax.mesh import make_mesh, shard_batch, shard_state, shardings
 from worldenv_jax.policy import laplace_log_prob
 from worldenv_jax.rollout import RolloutConfig, RolloutParams, end_of_trajectories, fold_in
-from worldenv_jax.training.imagination import judged_successes
+from worldenv_jax.training.imagination import judged_successes, make_estimate
 from worldenv_jax.training.post_training import (
     collect_contrast,
     flatten_chunks,
@@ -170,6 +171,30 @@ def test_a_critic_that_knows_nothing_changes_nothing():
     loss, same, other = (update(state, jax.random.key(1), rollout, v)[1] for v in (None, values, knowing))
     np.testing.assert_allclose(same["gradient_norm"], loss["gradient_norm"], rtol=1e-4)
     assert abs(other["gradient_norm"] / loss["gradient_norm"] - 1) > 0.02
+
+
+def test_the_held_out_estimate_is_of_the_mean_action_or_of_samples():
+    """loc = 0: of the mean action R = exp(-|3 goal|) at every frame; of samples what NumPy's noise gives."""
+    goals = np.linspace(-1, 1, 6)
+    scaled = lambda factor=1.0, deterministic=False: partial(_noisy, 0.0 if deterministic else factor)
+    world = SimpleNamespace(simulator=WORLD, reflector=JUDGE, simulator_params=(), reflector_params=())
+    rollout = replace(ROLLOUT, early_stop=False)
+    estimates = []
+    for samples in (0, 2000):
+        settings = replace(SETTINGS, held_out_samples=samples, scale_factor=4.0)
+        config = replace(get_config("debug"), post_training=settings, rollout=rollout)
+        estimate = make_estimate(config, SimpleNamespace(policy=scaled), world, make_starts(6))
+        estimates.append(estimate({"w": jnp.zeros(()), "b": jnp.zeros(())})["held_out_reward"])
+    np.testing.assert_allclose(estimates[0], np.exp(-np.abs(3 * goals)).mean(), rtol=1e-6)
+    noise = 4.0 * np.exp(-1.5) * np.random.default_rng(0).laplace(size=(20000, 2 * K)).sum(1)
+    expected = np.exp(-np.abs(noise[:, None] - 3 * goals)).mean()
+    np.testing.assert_allclose(estimates[1], expected, atol=0.01)
+    assert abs(estimates[1] - estimates[0]) > 0.03
+
+
+def _noisy(factor, params, key, observation):
+    step = policy(params, key, observation)
+    return step._replace(actions=step.loc + factor * (step.actions - step.loc))
 
 
 def test_minibatches_of_dropped_groups_are_skipped():

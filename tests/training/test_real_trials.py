@@ -141,6 +141,16 @@ class Generous:
         return frames._replace(success=frames.success | given[:, None])
 
 
+class Counting(Generous):
+    """... and which remembers every episode."""
+
+    played = ()
+
+    def begin(self, slots, specs):
+        self.played = [*self.played, *specs]
+        super().begin(slots, specs)
+
+
 def test_the_estimate_is_the_success_rate(environment, models):
     """An untrained policy fails where nothing is given."""
     specs = [EpisodeSpec(task, seed) for task, seed in ((0, 800), (1, 801), (1, 802), (0, 803), (0, 804))]
@@ -148,3 +158,13 @@ def test_the_estimate_is_the_success_rate(environment, models):
     trials = real_trials(CONFIG, models, Generous(environment), held_out, held_out)
     figures = trials.estimate(init_policy(CONFIG.policy, jax.random.key(0)))
     assert figures == {"held_out_reward": 0.4, "held_out_terminated": 0.4}
+
+
+def test_the_estimate_of_samples_runs_every_start_so_often(environment, models):
+    settings = replace(CONFIG.post_training, held_out_samples=3)
+    held_out = list(environment.expert_episodes([EpisodeSpec(0, 800), EpisodeSpec(1, 801)], 0.0))
+    counting = Counting(environment)
+    trials = real_trials(replace(CONFIG, post_training=settings), models, counting, held_out, held_out)
+    assert trials.estimate(init_policy(CONFIG.policy, jax.random.key(0)))["held_out_reward"] == 0.5
+    expected = [EpisodeSpec(task, seed, sample=n) for task, seed in ((0, 800), (1, 801)) for n in range(3)]
+    assert sorted(counting.played) == expected

@@ -56,7 +56,7 @@ class Trials(NamedTuple):
 
     # (params, key, iteration, attempt) -> trajectories of S x G rows on the mesh, sampled with the exploration factor
     rollout: Callable[[Params, Array, int, int], Rollout]
-    # params -> {"held_out_reward", "held_out_terminated"} of the mean action, from starts that are never learned from
+    # params -> {"held_out_reward", "held_out_terminated"}, from starts that are never learned from
     estimate: Callable[[Params], dict[str, float]]
 
 
@@ -79,7 +79,7 @@ def imagined_trials(config: ExperimentConfig, models: Models, world: World, star
         roll = RolloutParams(params, world.simulator_params, world.reflector_params)
         return imagine(roll, key, shard_batch(own_rows(chosen, mesh), mesh))
 
-    return Trials(rollout, make_estimate(config, models, world, split_rows(held_out, mesh)))
+    return Trials(rollout, make_estimate(config, models, world, held_out))
 
 
 def post_train(
@@ -152,8 +152,15 @@ def post_train(
 
 
 def make_estimate(config: ExperimentConfig, models: Models, world: World, held_out: Starts):
-    """params -> {"held_out_reward", "held_out_terminated"} of the mean action from held-out starts, fixed noise."""
-    imagine = make_imagine(models.policy(deterministic=True), world.simulator, world.reflector, config.rollout)
+    """params -> {"held_out_reward", "held_out_terminated"} from held-out starts, fixed noise.
+
+    Of the mean action, or with `post_training.held_out_samples` of as many samples from each start.
+    """
+    samples = config.post_training.held_out_samples
+    policy = models.policy(config.post_training.scale_factor) if samples else models.policy(deterministic=True)
+    imagine = make_imagine(policy, world.simulator, world.reflector, config.rollout)
+    repeated = jax.tree.map(lambda leaf: np.repeat(leaf, max(samples, 1), axis=0), held_out)
+    held_out = split_rows(repeated, mesh_from_config(config.mesh))
     key = jax.random.key(config.seed + 21)
 
     def estimate(params: Params) -> dict[str, float]:

@@ -33,7 +33,10 @@ def real_trials(
     starts: Sequence[Episode],
     held_out: Sequence[Episode],
 ) -> Trials:
-    """Episodes from the starts of `starts`; the estimate is the success rate from those of `held_out`."""
+    """Episodes from the starts of `starts`; the estimate is the success rate from those of `held_out`.
+
+    Of the mean action, or with `post_training.held_out_samples` of as many samples from each.
+    """
     settings, mesh = config.post_training, mesh_from_config(config.mesh)
     compile_for = lambda policy: compile_policy(policy, models.statistics, models.policy_prompts)
     sampling, mean = compile_for(models.policy(settings.scale_factor)), compile_for(models.policy(deterministic=True))
@@ -45,8 +48,10 @@ def real_trials(
         return shard_batch(own_rows(result, mesh), mesh)
 
     def estimate(params: Params) -> dict[str, float]:
-        act = policy_actor(mean, params, jax.random.key(config.seed + 21), mesh)
-        outcomes = _run(environment, act, [episode.spec for episode in held_out], _horizon(config))
+        tries = settings.held_out_samples
+        act = policy_actor(sampling if tries else mean, params, jax.random.key(config.seed + 21), mesh)
+        specs = [episode.spec._replace(sample=n) for episode in held_out for n in range(max(tries, 1))]
+        outcomes = _run(environment, act, specs, _horizon(config))
         rate = float(np.mean([outcome.success for outcome in outcomes]))
         return {"held_out_reward": rate, "held_out_terminated": rate}
 
