@@ -41,15 +41,16 @@ def test_clipped_loss_by_hand(geometric, low):
 
 
 def numpy_loss(log_prob, behaviour, advantages, valid, epsilon):
-    """Loops in float64, written from the paper's formula."""
-    losses = []
+    """Loops in float64, written from the paper's formula; advantages [B] or [B, T]."""
+    losses, advantages = [], np.broadcast_to(advantages.reshape(len(advantages), -1), valid.shape[:2])
     for b in range(log_prob.shape[0]):
         terms = []
         for t in range(log_prob.shape[1]):
             for k in range(log_prob.shape[2]):
                 if valid[b, t, k]:
                     r = np.exp(np.float64(log_prob[b, t, k]) - np.float64(behaviour[b, t, k]))
-                    terms.append(-min(r * advantages[b], np.clip(r, 1 - epsilon, 1 + epsilon) * advantages[b]))
+                    a = advantages[b, t]
+                    terms.append(-min(r * a, np.clip(r, 1 - epsilon, 1 + epsilon) * a))
         if terms:
             losses.append(np.mean(terms))
     return np.mean(losses) if losses else 0.0
@@ -57,10 +58,11 @@ def numpy_loss(log_prob, behaviour, advantages, valid, epsilon):
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("jit", [False, True])
-def test_clipped_loss_against_numpy(seed, jit):
+@pytest.mark.parametrize("shape", [(6,), (6, 4)], ids=["per_trajectory", "per_chunk"])
+def test_clipped_loss_against_numpy(seed, jit, shape):
     rng = np.random.default_rng(seed)
     log_prob, behaviour = rng.normal(0, 0.3, (2, 6, 4, 5)).astype(np.float32)
-    advantages = rng.normal(size=6).astype(np.float32)
+    advantages = rng.normal(size=shape).astype(np.float32)
     valid = rng.random((6, 4, 5)) < 0.6  # holes anywhere
     valid[2] = False  # a dropped trajectory
     function = jax.jit(clipped_loss, static_argnums=4) if jit else clipped_loss
