@@ -17,6 +17,7 @@ from worldenv_jax.critic import (
     make_critic,
 )
 from worldenv_jax.loop_ppo import leave_one_out_advantages
+from worldenv_jax.mesh import make_mesh, shard_batch, shard_state
 from worldenv_jax.types import Observation, Rollout, Statistics, Text
 
 STATISTICS = Statistics(-np.ones(7), np.ones(7), -np.ones(8), np.ones(8))
@@ -105,6 +106,22 @@ def test_a_critic_learns_what_can_be_known():
     assert np.abs(values - success[:, None])[:, 2:][live[:, 2:]].mean() < 0.05
     assert np.mean(values[~asked, 0]) < 0.05 and 0.4 < np.mean(values[asked, 0]) < 0.6  # the prompt alone is known
     assert metrics["explained_variance"] > 0.5 and metrics["critic_loss"] < 0.4
+
+
+def test_one_and_eight_devices_agree():
+    critic = make_critic(CriticConfig(updates=20), STATISTICS, vocabulary=8, chunks=4)
+    rollout, results = _as_rollout(_rollout(0)[0]), []
+    for mesh in (make_mesh(1, devices=jax.devices()[:1]), make_mesh(8)):
+        with jax.set_mesh(mesh), jax.default_matmul_precision("highest"):
+            rows = rollout._replace(
+                observations=shard_batch(rollout.observations._replace(images=rollout.reward), mesh),
+                valid=shard_batch(rollout.valid, mesh),
+                reward=shard_batch(rollout.reward, mesh),
+            )
+            state = shard_state(critic.init(jax.random.key(0)), mesh)
+            state, metrics = jax.block_until_ready(critic.learn(state, jax.random.key(1), rows))
+            results.append((jax.device_get(critic.values(state, rows)), jax.device_get(metrics)))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), *results)
 
 
 def test_bad_input():
