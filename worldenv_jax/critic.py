@@ -25,7 +25,7 @@ class CriticConfig:
     """Whether there is a critic, and how it learns."""
 
     updates: int = 0  # after each iteration's rollout; 0: no critic (World-Env, LOOP, RIPT-VLA)
-    warmup: int = 2  # iterations at the beginning in which the critic alone learns
+    warmup: int = 2  # first ones of post_training.iterations, in which the critic alone learns
     gae_lambda: float = 0.7  # 1: a baseline only; 0: only the next chunk's value counts
     width: int = 128
     batch_size: int = 256  # chunks in an update

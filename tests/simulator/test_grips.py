@@ -76,9 +76,8 @@ def test_a_stray_command_to_open_does_not_decide_anew():
         outcome = 1.0 if grip.closing[0] < 14 and not grip.holds[0] else -1.0
         grip = advance_grip(grip, jnp.full(1, command), jnp.zeros(1, bool), jnp.full(1, outcome))
     assert grip.closing[0] == 14 and grip.holds[0] == 1
-    opening[15 + SETTLED - 3 :] = [0.02] * (
-        len(opening) - 15 - SETTLED + 3
-    )  # it slips while closing for the second time
+    slips = 15 + SETTLED - 3  # while the hand closes for the second time
+    opening[slips:] = [0.02] * (len(opening) - slips)
     holds = _recorded(opening, commands).holds
     assert (holds[DECIDES : 15 + SETTLED - 2] == 1).all() and (holds[15 + SETTLED + 1 :] == -1).all()
 
