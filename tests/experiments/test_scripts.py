@@ -67,6 +67,22 @@ def test_resumed_equals_straight_to_the_bit(straight, resumed, model):
     assert_same_parameters(*(load_params(w / "params" / f"{model}.safetensors") for w in (straight, resumed)))
 
 
+def test_post_training_with_a_critic_resumes_to_the_bit(straight, tmp_path):
+    settings = ("critic.updates=2", "critic.warmup=1", "held_out_samples=2")
+    results = []
+    for name, stops in (("at_once", (4,)), ("stopped", (2, 4))):
+        another = shutil.ignore_patterns("config.json", "manifest.json", "post_train*")
+        shutil.copytree(straight, tmp_path / name, ignore=another)
+        for iterations in stops:
+            changes = (f"--set=post_training.{change}" for change in (*settings, f"iterations={iterations}"))
+            run("post_train", tmp_path / name, "--ignore_gate", *changes)
+        results.append(load_params(tmp_path / name / "params" / "post_trained.safetensors"))
+        rows = read_json_lines(tmp_path / name / "metrics" / "post_train.jsonl")
+        assert [row["step"] for row in rows if "critic_loss" in row] == [1, 2, 3, 4]
+        assert [row["step"] for row in rows if "updates" in row] == [2, 3, 4]  # first the critic alone learns
+    assert_same_parameters(*results)
+
+
 def assert_same_parameters(first, second):
     first, second = flatten_dict(first), flatten_dict(second)
     assert first.keys() == second.keys()
