@@ -92,6 +92,7 @@ def test_the_three_models_fit_into_one_rollout(name):
         (lambda c: {"environment": replace(c.environment, image_size=64)}, "environment.image_size is 64, simulator"),
         (lambda c: {"rollout": replace(c.rollout, num_chunks=5)}, "simulator.max_chunks is 4"),
         (lambda c: {"collect": replace(c.collect, tries_per_start=0)}, "collect.tries_per_start is 0"),
+        (lambda c: {"collect": replace(c.collect, try_again=1.5)}, "collect.try_again is 1.5"),
     ],
 )
 def test_models_that_do_not_fit_are_refused(change, message):

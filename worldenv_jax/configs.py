@@ -30,7 +30,7 @@ class CollectConfig:
     demonstration_noise: float = 0.1  # Laplace scale on the expert's six deltas
     exploration_per_task: int = 80
     tries_per_start: int = 1  # episodes of training exploration that share a start; held-out ones have their own
-    try_again: bool = False  # in training exploration a hand that has closed on nothing opens and rises
+    try_again: float = 0.0  # share of training exploration in which a hand that has closed on nothing opens and rises
     exploration_scale: float = 0.7  # multiplies the policy's Laplace scale
     held_out_fraction: float = 0.25  # of the exploration: never trained on, what the gate measures
     after_success: int = 6  # steps that exploration goes on after a success
@@ -148,6 +148,8 @@ class ExperimentConfig:
             )
         if self.collect.tries_per_start < 1:
             raise ValueError(f"collect.tries_per_start is {self.collect.tries_per_start}: make it at least 1")
+        if not 0.0 <= self.collect.try_again <= 1.0:
+            raise ValueError(f"collect.try_again is {self.collect.try_again}, a share: make it 0 to 1")
         views = {name: getattr(self, name).views for name in ("environment", "policy", "simulator", "reflector")}
         if len(set(views.values())) > 1:
             raise ValueError(f"the models see different numbers of views: {views}")

@@ -142,10 +142,11 @@ def test_a_camera_on_the_hand_is_shown_what_the_standing_one_sees():
     poses = np.stack([np.tile(stand, (4, 1, 1)), np.stack(hand)])[None].astype(np.float32)
     intrinsics = np.stack([wide, INTRINSICS])[None].astype(np.float32)
     moved = np.stack(hand)[None].astype(np.float32)
-    guesses = np.asarray(guess_frames(images, intrinsics, poses, moved, moved[:, 2:], (1,), (HEIGHT,)))
-    for k in range(2):
-        error = np.abs(guesses[0, 1, k, 3] - _picture(hand[2 + k])).max(-1)
-        assert np.quantile(error, 0.9) < 0.1  # a pixel of the standing camera covers several of the hand's
+    for heights, guess in (((HEIGHT,), 3), ((0.3, HEIGHT), 6)):
+        guesses = np.asarray(guess_frames(images, intrinsics, poses, moved, moved[:, 2:], (1,), heights))
+        for k in range(2):
+            error = np.abs(guesses[0, 1, k, guess] - _picture(hand[2 + k])).max(-1)
+            assert np.quantile(error, 0.9) < 0.1  # a pixel of the standing camera covers several of the hand's
 
 
 def test_a_plane_sweep_finds_what_is_higher():
@@ -154,10 +155,10 @@ def test_a_plane_sweep_finds_what_is_higher():
     hand = np.stack(places)[None].astype(np.float32)
     poses, intrinsics = np.tile(hand[:, None], (1, 2, 1, 1, 1)), np.tile(INTRINSICS, (1, 2, 1, 1)).astype(np.float32)
     images = np.stack([[_picture(place) for place in places[:2]]] * 2)[None].astype(np.float32)
-    for heights, right in (((HEIGHT, 0.3), (0, 1)), ((0.3, HEIGHT), (4, 5))):
+    for heights, right in (((HEIGHT, 0.3), (0, 1)), ((0.3, HEIGHT), (4, 5, 6))):
         guesses = np.asarray(guess_frames(images, intrinsics, poses, hand, hand[:, 2:], (1,), heights))
         assert guesses.shape == (1, 2, 2, count_guesses(heights), SIZE, SIZE, 3)
-        np.testing.assert_array_equal(guesses[0, 0, :, 4:], np.tile(images[0, 0, 1], (2, 2, 1, 1, 1)))  # stands still
+        np.testing.assert_array_equal(guesses[0, 0, :, 4:], np.tile(images[0, 0, 1], (2, 3, 1, 1, 1)))  # stands still
         for k in range(2):
             inner = _shown(places[2 + k], places[0]) & _shown(places[2 + k], places[1])
             errors = np.abs(guesses[0, 1, k] - _picture(places[2 + k])).max(-1)[:, inner]

@@ -13,7 +13,13 @@ from worldenv_jax.data.episodes import Episode
 from worldenv_jax.policy import init_policy
 from worldenv_jax.training import collecting, pipeline
 from worldenv_jax.training.acting import LET_GO
-from worldenv_jax.training.collecting import EXPLORATION_SEED, exploration_specs, split_exploration, training_specs
+from worldenv_jax.training.collecting import (
+    EXPLORATION_SEED,
+    exploration_specs,
+    retried_specs,
+    split_exploration,
+    training_specs,
+)
 from worldenv_jax.training.pipeline import one_per_start
 
 LIBERO = get_config("libero_cpu")  # 20 episodes per task, a quarter of them held out
@@ -68,10 +74,19 @@ def test_held_out_exploration_is_the_policys_own():
     assert {e.spec for e in training} == set(training_specs(LIBERO))
 
 
+def test_hands_try_again_in_a_share_of_every_tasks_episodes():
+    """Every second, every third or all of the 15 training episodes of a task."""
+    training = training_specs(LIBERO)
+    for share, numbers in ((0.0, []), (0.5, range(1, 15, 2)), (1 / 3, range(2, 15, 3)), (1.0, range(15))):
+        config = replace(LIBERO, collect=replace(LIBERO.collect, try_again=share))
+        tasks = LIBERO.environment.tasks
+        assert retried_specs(config) == {training[n * tasks + task] for n in numbers for task in range(tasks)}
+
+
 def test_hands_try_again_in_training_episodes_only(tmp_path, monkeypatch):
     """Were every hand empty, all training episodes would let go at the second chunk, and no held-out one ever."""
     config = get_config("debug")
-    run = pipeline.Run(replace(config, collect=replace(config.collect, try_again=True)), tmp_path)
+    run = pipeline.Run(replace(config, collect=replace(config.collect, try_again=1.0)), tmp_path)
     monkeypatch.setattr(collecting, "is_empty", lambda kinematics, proprio: np.ones(len(proprio), bool))
     try:
         pipeline.start(run)

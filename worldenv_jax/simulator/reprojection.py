@@ -20,7 +20,7 @@ from worldenv_jax.types import Array
 
 def count_guesses(heights: tuple[float, ...]) -> int:
     """How many `guess_frames` makes."""
-    return 4 + 2 * (len(heights) - 1)
+    return 4 + 3 * (len(heights) - 1)
 
 
 def guess_frames(
@@ -47,9 +47,9 @@ def guess_frames(
     known frames or (where something has moved away) the oldest ones; were everything fixed to the hand, the newest
     frame, with what the hand holds; had everything followed the hand since the grasp, the oldest frame: in a roll-out
     it is a true one, so what is carried keeps its looks. Instead of the last, a camera on the hand has the first
-    standing camera's oldest frame, were everything flat: its own first picture does not show all that it will come to.
-    Then for each other height the newest frame before the oldest, and the oldest before the newest; of standing
-    cameras, to which heights mean nothing, the newest frame.
+    standing camera's oldest frame, were everything at the first height: its own first picture does not show all that it
+    will come to. Then for each other height the newest frame before the oldest, the oldest before the newest, and the
+    first standing camera's oldest; of standing cameras, to which heights mean nothing, the newest frame.
     """
     known = images.shape[2]
     frames = poses.shape[2] - known
@@ -67,7 +67,13 @@ def guess_frames(
 
     first, *others = heights
     every, ends = slice(None), slice(None, None, known - 1)
-    sweep = [through(height, order, ends) for height in others for order in (1, -1)]
+    def from_stand(height: float) -> Array:
+        seen = _from_stand(images, intrinsics, poses, on_hand, on_stand[0], height)
+        return newest.at[:, on_hand].set(seen)
+
+    sweep = []
+    for height in others:
+        sweep += through(height, 1, ends), through(height, -1, ends), from_stand(height) if hand_views else newest
     still = through(first, 1, every), oldest.at[:, on_hand].set(through(first, -1, every)[:, on_hand])
 
     before = jnp.broadcast_to(hand[:, known - 1 : known], grasps.shape)

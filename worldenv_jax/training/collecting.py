@@ -97,7 +97,7 @@ def collect_exploration(
     compiled = compile_policy(policy, models.statistics, models.policy_prompts)
     act = policy_actor(compiled, params, key, mesh_from_config(config.mesh))
     if collect.try_again:
-        act = trying_again(act, partial(is_empty, models.kinematics), set(training_specs(config)))
+        act = trying_again(act, partial(is_empty, models.kinematics), retried_specs(config))
     progress = Progress("collect exploration", len(specs), len(written))
     errors: list[str] = []
     for first in range(0, len(missing), PART):
@@ -148,6 +148,16 @@ def training_specs(config: ExperimentConfig) -> list[EpisodeSpec]:
     """Those of `exploration_specs` that are not held out."""
     held_out = _held_out(config.collect.exploration_per_task, config.collect.held_out_fraction)
     return exploration_specs(config)[: -held_out * config.environment.tasks]
+
+
+def retried_specs(config: ExperimentConfig) -> set[EpisodeSpec]:
+    """Those of `training_specs` in which empty hands try again, `collect.try_again` of them, evenly spread.
+
+    The others are needed, too: hands that carry nothing to the end are what simulator and reflector have to know.
+    """
+    share, tasks = config.collect.try_again, config.environment.tasks
+    chosen = lambda number: int(share * (number + 1)) > int(share * number)
+    return {spec for row, spec in enumerate(training_specs(config)) if chosen(row // tasks)}
 
 
 def split_exploration(episodes: Sequence[Episode], held_out_fraction: float) -> tuple[list[Episode], list[Episode]]:
