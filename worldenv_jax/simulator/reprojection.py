@@ -67,6 +67,7 @@ def guess_frames(
 
     first, *others = heights
     every, ends = slice(None), slice(None, None, known - 1)
+
     def from_stand(height: float) -> Array:
         seen = _from_stand(images, intrinsics, poses, on_hand, on_stand[0], height)
         return newest.at[:, on_hand].set(seen)
