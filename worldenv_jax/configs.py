@@ -267,7 +267,7 @@ def libero_cpu() -> ExperimentConfig:
     return replace(
         base,
         environment=EnvironmentConfig("libero", "libero_object", tasks=10, image_size=64, views=2, slots=8),
-        collect=CollectConfig(exploration_per_task=20, tries_per_start=3, after_success=24),
+        collect=CollectConfig(exploration_per_task=20, tries_per_start=3, try_again=0.5, after_success=24),
         policy=PolicyConfig.libero_cpu(),
         simulator=replace(SimulatorConfig.libero_cpu(), frame_stride=8),  # what the policy looks at, no more
         reflector=ReflectorConfig.libero_cpu(),
@@ -288,10 +288,11 @@ def libero_cpu() -> ExperimentConfig:
             starts=32,
             chunks_at_once=4,
             resample_budget=0,
+            evaluate_every=8,
             held_out_starts=32,
             held_out_samples=8,
             critic=CriticConfig(updates=200),
-            optimizer=replace(base.post_training.optimizer, trainable=("llama", "action_head")),
+            optimizer=replace(base.post_training.optimizer, learning_rate=1e-4, trainable=("llama", "action_head")),
         ),
         evaluation=EvaluationConfig(episodes_per_task=50),
     )

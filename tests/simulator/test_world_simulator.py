@@ -370,9 +370,9 @@ def test_two_views_share_one_denoiser(params):
     assert np.abs(v(inputs) - v(changed))[:, 0].max() > 1e-4
 
 
-@pytest.mark.parametrize("guess", [0, 3, 5, 6])
+@pytest.mark.parametrize("guess", [0, 3, 5, 6, 7])
 def test_the_first_picture_is_what_the_denoiser_corrects(guess):
-    """A compositor that always takes one guess, or (6) its own picture, all grey; a denoiser that changes nothing.
+    """A compositor that always takes one guess, or (7) its own picture, all grey; a denoiser that changes nothing.
 
     A transparent drawing: guess 0 is the oldest frame of the standing camera.
     """
@@ -382,7 +382,7 @@ def test_the_first_picture_is_what_the_denoiser_corrects(guess):
     coder = params["autoencoder"]  # 8 orthonormal colours and shapes of a patch, about none of them lost
     basis = np.linalg.qr(np.random.default_rng(0).normal(size=(coder["shortcut_in"]["kernel"].shape)))[0]
     coder["shortcut_in"]["kernel"], coder["shortcut_out"]["kernel"] = jnp.asarray(basis), jnp.asarray(basis.T)
-    for name, chosen in (("drawing", [-50.0]), ("choice", 50.0 * jnp.eye(7)[guess])):
+    for name, chosen in (("drawing", [-50.0]), ("choice", 50.0 * jnp.eye(8)[guess])):
         pixels = params["compositor"][name]["trunk"]["pixels"]
         pixels["kernel"] = jnp.zeros_like(pixels["kernel"])
         pixels["bias"] = jnp.tile(jnp.concatenate([jnp.zeros(3), jnp.asarray(chosen)]), 16)
@@ -410,7 +410,7 @@ def test_the_first_picture_is_what_the_denoiser_corrects(guess):
     images = decode_images(config, params, history)
     guesses = guess_frames(images, camera.intrinsics, poses, hand, hand_poses(grasps), (1,), config.plane_heights)
     guesses = guesses.at[:, 0, :, :2].set(guesses[:, 0, :, 1::-1])
-    picture = guesses[:, :, :, guess] if guess < 6 else jnp.zeros_like(guesses[:, :, :, 0])
+    picture = guesses[:, :, :, guess] if guess < 7 else jnp.zeros_like(guesses[:, :, :, 0])
     expected = encode_images(config, params, picture)
     np.testing.assert_allclose(run(params)[:, :, config.history :], expected, atol=1e-4)
 
