@@ -68,13 +68,15 @@ def guess_frames(
     first, *others = heights
     every, ends = slice(None), slice(None, None, known - 1)
 
-    def from_stand(height: float) -> Array:
-        seen = _from_stand(images, intrinsics, poses, on_hand, on_stand[0], height)
-        return newest.at[:, on_hand].set(seen)
+    def from_stand(canvas: Array, height: float) -> Array:
+        """`canvas`, but the hand's cameras are shown what the first standing one saw at first."""
+        if not hand_views:
+            return canvas
+        return canvas.at[:, on_hand].set(_from_stand(images, intrinsics, poses, on_hand, on_stand[0], height))
 
     sweep = []
     for height in others:
-        sweep += through(height, 1, ends), through(height, -1, ends), from_stand(height) if hand_views else newest
+        sweep += through(height, 1, ends), through(height, -1, ends), from_stand(newest, height)
     still = through(first, 1, every), oldest.at[:, on_hand].set(through(first, -1, every)[:, on_hand])
 
     before = jnp.broadcast_to(hand[:, known - 1 : known], grasps.shape)
@@ -83,9 +85,7 @@ def guess_frames(
     )
     newest = newest.at[:, on_stand].set(carried(newest, before))
     oldest = oldest.at[:, on_stand].set(carried(oldest, grasps))
-    if hand_views:
-        oldest = oldest.at[:, on_hand].set(_from_stand(images, intrinsics, poses, on_hand, on_stand[0], first))
-    return jnp.stack([*still, newest, oldest, *sweep], axis=3)
+    return jnp.stack([*still, newest, from_stand(oldest, first), *sweep], axis=3)
 
 
 def _carried(images: Array, intrinsics: Array, poses: Array, before: Array, after: Array) -> Array:
