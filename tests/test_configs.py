@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from worldenv_jax.configs import PRESETS, get_config
+from worldenv_jax.configs import PRESETS, apply_variant, get_config
 from worldenv_jax.overrides import from_dict, to_dict
 from worldenv_jax.policy import init_policy, make_policy_fn
 from worldenv_jax.reflector import init_reflector, make_reflector_fns
@@ -99,3 +99,11 @@ def test_models_that_do_not_fit_are_refused(change, message):
     config = get_config("debug")
     with pytest.raises(ValueError, match=message):
         replace(config, **change(config))
+
+
+def test_the_last_row_of_the_ablation_has_neither():
+    config = get_config("libero_cpu")
+    neither, full = (apply_variant(config, name) for name in ("neither", "full"))
+    assert neither.variant == "neither" and full == config
+    assert (neither.collect.train_on_exploration, neither.rollout.reward) == (False, "binary")
+    assert replace(neither, variant="full", collect=config.collect, rollout=config.rollout) == config

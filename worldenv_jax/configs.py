@@ -397,11 +397,13 @@ def get_config(name: str) -> ExperimentConfig:
     return PRESETS[name]()
 
 
-# The ablations of the result table (World-Env, table 5 and section 1.4), as changes to any preset.
+# The ablations of the result table (World-Env, table 5 and section 1.4), as changes to any preset; "neither" has
+# neither exploration nor the continuous reward.
 VARIANTS = {
     "full": lambda config: config,
     "demonstrations_only": lambda config: replace(config, collect=replace(config.collect, train_on_exploration=False)),
     "binary_judge": lambda config: replace(config, rollout=replace(config.rollout, reward="binary")),
+    "neither": lambda config: VARIANTS["demonstrations_only"](VARIANTS["binary_judge"](config)),
     "no_early_stop": lambda config: replace(config, rollout=replace(config.rollout, early_stop=False)),
 }
 
