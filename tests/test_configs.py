@@ -38,6 +38,7 @@ def _starts(config, count):
         reflector_text=text(config.reflector.text_length),
         camera=Camera(f32(views, 3, 3), f32(views, 4, 4)),
         task=ABSTRACT((count,), jnp.int32),
+        photographs=ABSTRACT((count, *config.simulator.photographs_shape), jnp.uint8),
     )
 
 
@@ -90,6 +91,10 @@ def test_the_three_models_fit_into_one_rollout(name):
     [
         (lambda c: {"environment": replace(c.environment, views=2)}, "different numbers of views: .*'environment': 2"),
         (lambda c: {"environment": replace(c.environment, image_size=64)}, "environment.image_size is 64, simulator"),
+        (
+            lambda c: {"environment": replace(c.environment, photograph_size=64)},
+            "environment.photograph_size is 64, simulator.photograph_size 0",
+        ),
         (lambda c: {"rollout": replace(c.rollout, num_chunks=5)}, "simulator.max_chunks is 4"),
         (lambda c: {"collect": replace(c.collect, tries_per_start=0)}, "collect.tries_per_start is 0"),
         (lambda c: {"collect": replace(c.collect, try_again=1.5)}, "collect.try_again is 1.5"),

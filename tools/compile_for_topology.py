@@ -158,6 +158,7 @@ class Plan:
             reflector_text=text(self.reflector.text_length),
             camera=Camera(_f32(count, views, 3, 3), _f32(count, views, 4, 4)),
             task=_array(jnp.int32, count),
+            photographs=_array(jnp.uint8, count, *self.simulator.photographs_shape),
         )
 
     def abstract_rollout(self) -> Rollout:

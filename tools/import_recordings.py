@@ -38,7 +38,8 @@ def main(arguments: list[str] | None = None) -> None:
     data = options.workdir / "data"
     if data.exists():
         raise WorldEnvError(f"{data} exists already: choose another --workdir")
-    episodes = list(read_recordings(options.folder, config.environment.image_size))
+    sizes = config.environment
+    episodes = list(read_recordings(options.folder, sizes.image_size, sizes.photograph_size))
     kinds = {kind: [episode for each, episode in episodes if each == kind] for kind in KINDS}
     if not kinds["demonstration"]:
         raise WorldEnvError(f"{options.folder}: no row of steps.csv has the kind {KINDS[0]!r}; nothing to clone from")

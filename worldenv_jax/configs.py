@@ -159,6 +159,11 @@ class ExperimentConfig:
                 f"environment.image_size is {size}, simulator.image_size {self.simulator.image_size}, "
                 f"reflector.image_size {self.reflector.image_size}: make them equal"
             )
+        photographs = self.environment.photograph_size, self.simulator.photograph_size
+        if photographs[0] != photographs[1]:
+            raise ValueError(
+                "environment.photograph_size is {}, simulator.photograph_size {}: make them equal".format(*photographs)
+            )
         if frames > self.reflector.max_frames:
             raise ValueError(f"a rollout has {frames} frames, reflector.max_frames is {self.reflector.max_frames}")
         if self.rollout.num_chunks > self.simulator.max_chunks:
@@ -245,7 +250,9 @@ def libero_debug() -> ExperimentConfig:
     base = debug()
     return replace(
         base,
-        environment=EnvironmentConfig("libero", "libero_object", tasks=2, image_size=64, views=2, slots=2),
+        environment=EnvironmentConfig(
+            "libero", "libero_object", 2, image_size=64, views=2, photograph_size=128, slots=2
+        ),
         collect=replace(base.collect, after_success=4),
         policy=PolicyConfig.libero_cpu(),
         simulator=SimulatorConfig.libero_debug(),
@@ -266,7 +273,9 @@ def libero_cpu() -> ExperimentConfig:
     base = tabletop()
     return replace(
         base,
-        environment=EnvironmentConfig("libero", "libero_object", tasks=10, image_size=64, views=2, slots=8),
+        environment=EnvironmentConfig(
+            "libero", "libero_object", 10, image_size=64, views=2, photograph_size=256, slots=8
+        ),
         collect=CollectConfig(exploration_per_task=20, tries_per_start=3, try_again=0.5, after_success=24),
         policy=PolicyConfig.libero_cpu(),
         simulator=replace(SimulatorConfig.libero_cpu(), frame_stride=8),  # what the policy looks at, no more
@@ -301,7 +310,9 @@ def libero_cpu() -> ExperimentConfig:
 def libero_small() -> ExperimentConfig:
     """LIBERO-Object, two 128 px views, every model trained from scratch: one GPU, or a CPU and patience."""
     return ExperimentConfig(
-        environment=EnvironmentConfig("libero", "libero_object", tasks=10, image_size=128, views=2, slots=4),
+        environment=EnvironmentConfig(
+            "libero", "libero_object", 10, image_size=128, views=2, photograph_size=256, slots=4
+        ),
         policy=PolicyConfig.libero_small(),
         simulator=replace(SimulatorConfig.libero_small(), max_chunks=OBJECT_CHUNKS),
         reflector=ReflectorConfig.libero_small(),

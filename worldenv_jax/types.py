@@ -65,6 +65,7 @@ class Starts(NamedTuple):
     camera: Camera
     task: Array  # int32 [S]
     environment: Any = ()  # true state, used only where a real environment stands in for the learned simulator
+    photographs: Array | None = None  # uint8 [S, V, H', W', 3], `images` at another resolution
 
 
 class PolicyStep(NamedTuple):

@@ -67,6 +67,12 @@ def test_every_number_and_picture_comes_back(tmp_path):
         assert episode.succeeded == (number != 4)
 
 
+def test_photographs_are_the_first_frames_and_cut_as_they_are(tmp_path):
+    for number, (_, episode) in enumerate(read_recordings(write_folder(tmp_path / "robot"), 20, photograph_size=32)):
+        assert episode.photographs.shape == (1, 32, 32, 3) and (episode.photographs == 10 * number).all()
+        assert episode.images.shape[1:] == (1, 20, 20, 3)
+
+
 def test_videos_are_read_as_the_pictures_they_were_made_of(tmp_path):
     for _, episode in read_recordings(write_folder(tmp_path / "robot", 1, video=True), image_size=20):
         grey = [min(t, LENGTH - 1) for t in range(LENGTH + 1)]

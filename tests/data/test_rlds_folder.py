@@ -51,6 +51,24 @@ def test_any_number_of_views(tmp_path, views):
     assert episodes_equal(written, open_episodes(write_episodes(tmp_path / "v", [written]))[0])
 
 
+def test_photographs(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 24, 20, 3), np.uint8)
+    written = sample_episode(photographs=pixels)
+    folder = write_episodes(tmp_path / "a", [written])
+    assert episodes_equal(written, open_episodes(folder)[0])
+    record = bytes(TFRecordFile(folder / "worldenv-train.tfrecord-00000-of-00001")[0])
+    example = tfds.builder_from_directory(folder).info.features.deserialize_example_np(record)
+    for view in range(2):
+        np.testing.assert_array_equal(example["episode_metadata"][f"photograph_{view}"], pixels[view])
+    with pytest.raises(DataError, match=r"episode 1 has photographs \[H, W\] None, the first has \[24, 20\]"):
+        write_episodes(tmp_path / "b", [written, sample_episode()])
+    with pytest.raises(DataError, match=r"photographs: got uint8 \[1, 24, 20, 3\], expected uint8 \[2, "):
+        write_episodes(tmp_path / "b", [sample_episode(photographs=pixels[:1])])
+    change_features(folder / "worldenv-train.tfrecord-00000-of-00001", **{"episode_metadata/photograph_1": [b"PK"]})
+    with pytest.raises(DataError, match="not a readable JPEG or PNG"):
+        open_episodes(folder)[0]
+
+
 def test_jpeg_is_close_and_not_encoded_twice(tmp_path):
     smooth = np.broadcast_to(np.arange(0, 240, 10, np.uint8)[:, None, None], (6, 2, 24, 16, 3))
     first = open_episodes(write_episodes(tmp_path / "a", [sample_episode(images=smooth)], encoding="jpeg"))

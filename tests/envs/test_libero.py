@@ -130,6 +130,34 @@ def test_images_are_the_raw_frames_turned_by_180_degrees(simulation):
     np.testing.assert_array_equal(simulation.images(simulation.cameras)[0], np.rot90(raw, 2))
 
 
+def test_photographs_are_the_views_at_another_resolution(simulation):
+    simulation.begin(EpisodeSpec(TASK, 0))
+    before = simulation.images(simulation.cameras)
+    photographs = simulation.photographs(4 * SIZE)
+    assert photographs.shape == (2, 4 * SIZE, 4 * SIZE, 3) and photographs.dtype == np.uint8
+    coarse = photographs.reshape(2, SIZE, 4, SIZE, 4, 3).mean((2, 4))  # coarse pixels miss the lines between tiles
+    error = lambda images: np.abs(coarse - images).mean((1, 2, 3))
+    assert error(before).max() < 8 < 15 < min(error(before[:, :, ::-1]).min(), error(before[::-1]).min())
+    np.testing.assert_array_equal(simulation.images(simulation.cameras), before)
+
+
+def test_recorded_episodes_have_photographs_of_their_start(installed, simulation):
+    spec = EpisodeSpec(TASK, 1)
+    simulation.begin(spec)
+    expected = simulation.photographs(96)
+    environment = LiberoEnvironment(SUITE, SIZE, num_slots=1, photograph_size=96)
+    try:
+        demonstration = next(environment.expert_episodes([spec], 0.0))
+        act = lambda images, *_: np.zeros((len(images), 8, 7), np.float32)
+        (_, outcome), *_ = run_episodes(environment, act, [spec], record=True, max_steps=8)
+    finally:
+        environment.close()
+    for episode in (demonstration, outcome.episode):
+        np.testing.assert_array_equal(episode.photographs, expected)
+    with pytest.raises(ValueError, match="no view to photograph"):
+        LiberoEnvironment(SUITE, SIZE, views=(), photograph_size=96)
+
+
 def test_images_lack_nothing_that_is_in_the_picture(simulation):
     """What is drawn without the shapes outside the view is to the bit what is drawn with them."""
     simulation.begin(EpisodeSpec(TASK, 0))

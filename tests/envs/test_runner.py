@@ -39,6 +39,9 @@ class CountingWorld(StartsAtOnce):
     def start_state(self, slot):
         return {"goal": self.goal[slot]}
 
+    def photographs(self, slot):
+        return np.full((4, 4, 3), self.goal[slot], np.uint8)
+
     def _frames(self, slots, total, success, every_frame):
         shown = total if every_frame else total[:, -1:]
         images = np.broadcast_to(shown[..., None, None, None, None], (*shown.shape, 1, 2, 2, 3)).astype(np.uint8)
@@ -75,7 +78,7 @@ def test_recorded_episodes():
     np.testing.assert_array_equal(first.images[:, 0, 0, 0, 0], [0, 1, 2, 3, 4])
     np.testing.assert_array_equal(first.success, [False, True, True, True, False])
     assert first.noise == 1.5 and first.actor == "policy" and first.instruction == "one"
-    assert never.environment == {"goal": 100}
+    assert never.environment == {"goal": 100} and (never.photographs == 100).all() and (last.photographs == 4).all()
     np.testing.assert_array_equal(never.actions[:, 0], 1.0)
 
 

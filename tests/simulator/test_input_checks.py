@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Bad frames, cameras, proprioception and actions are refused in one line, good ones pass."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -54,6 +56,24 @@ def test_bad_starts_are_named(changes, message):
     with pytest.raises(WorldEnvError, match=message) as error:
         check_starts(CONFIG, _starts(**changes))
     assert "\n" not in str(error.value)
+
+
+def test_photographs_are_asked_for():
+    config = SimulatorConfig.libero_debug()
+    size, views = config.photograph_size, lambda camera: Camera(*(np.repeat(leaf, 2, 1) for leaf in camera))
+    starts = _starts(images=np.zeros((3, 2, 64, 64, 3), np.uint8), camera=views(CAMERA))
+    check_starts(config, starts._replace(photographs=np.zeros((3, 2, size, size, 3), np.uint8)))
+    with pytest.raises(WorldEnvError, match="no photographs, expected uint8 .*128, 128.*environment.photograph_size"):
+        check_starts(config, starts)
+    with pytest.raises(WorldEnvError, match=r"photographs are uint8 \[3, 2, 64, 64, 3\], expected uint8 \[N, 2, 128"):
+        check_starts(config, starts._replace(photographs=starts.images))
+    steps = np.zeros((2, 7), np.float32)
+    recorded = starts.images, starts.proprio, starts.camera, steps
+    check_episode(config, "0", *recorded, np.zeros((2, size, size, 3), np.uint8))
+    with pytest.raises(WorldEnvError, match="episode 0: there are no photographs"):
+        check_episode(config, "0", *recorded)
+    with pytest.raises(ValueError, match="photograph_size needs compositor_width"):
+        replace(config, hand_views=())
 
 
 def test_good_inputs_pass():

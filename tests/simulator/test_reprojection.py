@@ -22,10 +22,11 @@ def _looking_down(x, y, z, turn=0.0, tilt=0.0):
     return pose
 
 
-def _plane_points(pose, lens=INTRINSICS):
-    """Where the ray through every pixel's centre meets the plane, float64 [SIZE, SIZE, 2]."""
-    v, u = np.mgrid[:SIZE, :SIZE] + 0.5
-    ray = np.stack([(u - 16) / lens[0, 0], (v - 16) / lens[1, 1], np.ones_like(u)], -1) @ pose[:3, :3].T
+def _plane_points(pose, lens=INTRINSICS, size=SIZE):
+    """Where the ray through every pixel's centre meets the plane, float64 [size, size, 2]."""
+    v, u = np.mgrid[:size, :size] + 0.5
+    across, down = (u - lens[0, 2]) / lens[0, 0], (v - lens[1, 2]) / lens[1, 1]
+    ray = np.stack([across, down, np.ones_like(u)], -1) @ pose[:3, :3].T
     return (pose[:3, 3] + (HEIGHT - pose[2, 3]) / ray[..., 2:] * ray)[..., :2]
 
 
@@ -147,6 +148,27 @@ def test_a_camera_on_the_hand_is_shown_what_the_standing_one_sees():
         for k in range(2):
             error = np.abs(guesses[0, 1, k, guess] - _picture(hand[2 + k])).max(-1)
             assert np.quantile(error, 0.9) < 0.1  # a pixel of the standing camera covers several of the hand's
+
+
+def test_photographs_show_what_a_pixel_cannot():
+    """Stripes of 1 cm, at most as wide as a first frame's pixels: eight times as many pixels a side show them."""
+    fine, wide = 8, INTRINSICS.copy()
+    wide[[0, 1], [0, 1]] *= 0.5  # pixels of 2 cm at 0.3 m
+    stand = _looking_down(0.1, 0, HEIGHT + 0.3, 0.2)
+    hand = [_looking_down(0.1, 0, HEIGHT + 0.4), *(_looking_down(0.1, 0.01 * t, HEIGHT + 0.1) for t in range(3))]
+    stripes = lambda points: np.sin(2 * np.pi * points[..., :1] / 0.02)
+    finer = lambda lens: lens * np.array([[fine], [fine], [1]])
+    first = (stand, wide), (hand[0], INTRINSICS)
+    photographs = np.stack([stripes(_plane_points(pose, finer(lens), fine * SIZE)) for pose, lens in first])[None]
+    images = np.zeros((1, 2, 2, SIZE, SIZE, 1), np.float32)
+    images[0, :, 0] = photographs[0].reshape(2, SIZE, fine, SIZE, fine, 1).mean((2, 4))
+    poses = np.stack([np.tile(stand, (4, 1, 1)), np.stack(hand)])[None].astype(np.float32)
+    intrinsics, hand = np.stack([wide, INTRINSICS])[None].astype(np.float32), np.stack(hand)[None].astype(np.float32)
+    guesses = lambda *more: guess_frames(images, intrinsics, poses, hand, hand[:, 2:], (1,), (HEIGHT,), *more)[0, 1]
+    truth = np.stack([stripes(_plane_points(pose, INTRINSICS)) for pose in poses[0, 1, 2:]])
+    for guess in (1, 3):  # its own oldest frame, and the standing camera's
+        error = lambda guesses, guess=guess: np.abs(np.asarray(guesses[:, guess]) - truth).mean()
+        assert error(guesses(photographs.astype(np.float32))) < 0.05 < 0.3 < error(guesses())
 
 
 def test_a_plane_sweep_finds_what_is_higher():

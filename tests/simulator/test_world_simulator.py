@@ -131,7 +131,9 @@ def test_two_chunks_of_two_cameras_with_arm_motion():
     two_views = lambda leaf, axis: np.repeat(leaf, 2, axis)
     starts = _starts(2)
     images = two_views(starts.images, 1).repeat(2, 2).repeat(2, 3)
-    starts = starts._replace(images=images, camera=Camera(*(two_views(leaf, 1) for leaf in starts.camera)))
+    photographs = images.repeat(2, 2).repeat(2, 3)
+    camera = Camera(*(two_views(leaf, 1) for leaf in starts.camera))
+    starts = starts._replace(images=images, camera=camera, photographs=photographs)
     actions = np.random.default_rng(1).uniform(-1, 1, (2, 2, config.chunk, 7)).astype(np.float32)
 
     @jax.jit
@@ -161,19 +163,20 @@ def test_two_chunks_of_two_cameras_with_arm_motion():
     assert np.abs(blind - prediction.proprio[1]).max() > 1e-4
 
 
-def _chain_of_first_pictures(stride):
+def _chain_of_first_pictures(stride, photographs=None):
     """Two chunks of a roll-out whose denoiser changes nothing: only first pictures, each made of the history alone."""
     config = dataclasses.replace(SimulatorConfig.libero_debug(), change_variance=1e-6, ddim_steps=1, history=2)
     params = init_simulator(config, jax.random.key(2))
     coder = params["autoencoder"]
     basis = np.linalg.qr(np.random.default_rng(0).normal(size=(coder["shortcut_in"]["kernel"].shape)))[0]
     coder["shortcut_in"]["kernel"], coder["shortcut_out"]["kernel"] = jnp.asarray(basis), jnp.asarray(basis.T)
-    config = dataclasses.replace(config, frame_stride=stride)
+    config = dataclasses.replace(config, frame_stride=stride, photograph_size=0 if photographs is None else 128)
     kinematics = KINEMATICS._replace(position_low=-np.ones(3, np.float32), position_high=np.ones(3, np.float32))
     simulator = make_simulator_fns(config, STATISTICS, kinematics)
     starts, keys = _starts(2), jax.random.split(jax.random.key(0), 2)
     images = starts.images.repeat(2, 1).repeat(2, 2).repeat(2, 3)
-    starts = starts._replace(images=images, camera=Camera(*(np.repeat(leaf, 2, 1) for leaf in starts.camera)))
+    camera = Camera(*(np.repeat(leaf, 2, 1) for leaf in starts.camera))
+    starts = starts._replace(images=images, camera=camera, photographs=photographs)
     actions = np.random.default_rng(1).uniform(-1, 1, (2, 2, config.chunk, 7)).astype(np.float32)
 
     @jax.jit
@@ -195,6 +198,14 @@ def test_a_stride_generates_the_same_frames_and_fewer(stride):
     assert np.abs(generated - groups[:, :, :, -1]).max() <= 1
     assert len(np.unique(every.frames[0, 0, :, 1].reshape(8, -1), axis=0)) == 8  # the hand's camera moves
     np.testing.assert_array_equal(some.proprio, every.proprio)
+
+
+def test_the_hands_camera_is_shown_the_photographs():
+    bright, dark = (
+        _chain_of_first_pictures(8, np.full((2, 2, 128, 128, 3), grey, np.uint8)).frames for grey in (200, 50)
+    )
+    np.testing.assert_array_equal(bright[:, :, :, 0], dark[:, :, :, 0])  # the standing camera has its own frame
+    assert np.abs(bright[..., 1, :, :, :].astype(int) - dark[..., 1, :, :, :]).max() > 5
 
 
 def test_the_loss_with_a_stride_looks_at_generated_frames(params):

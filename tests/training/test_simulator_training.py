@@ -39,6 +39,7 @@ def _episode(seed, steps=40):
         success=np.zeros(frames, bool), intrinsics=np.tile(intrinsics, (frames, 2, 1, 1)),
         camera_pose=np.tile(pose, (frames, 2, 1, 1)), instruction="lift", task=0, seed=seed, split="train",
         starts="shifted", actor="policy",
+        photographs=np.full(CONFIG.simulator.photographs_shape, seed, np.uint8),
     )  # fmt: skip
 
 
@@ -78,6 +79,18 @@ def test_batches_know_where_the_hand_was_last_open():
     expected = np.where((times > 12) & (times < 30), 12, times)
     np.testing.assert_array_equal(np.rint(grasps[:, 0] / 0.002), expected)
     np.testing.assert_allclose(grasps[:, 6], 0.04)
+
+
+def test_batches_have_the_photographs_of_their_episodes():
+    episodes, config = [_episode(seed, steps) for seed, steps in ((0, 20), (1, 25), (2, 23))], CONFIG.simulator
+    params = init_simulator(config, jax.random.key(0))
+    first = np.stack([episode.images[0] for episode in episodes])
+    batch = training.make_sampler(config, params, episodes, STATISTICS, KINEMATICS, 16, 0)(0)
+    seeds = batch.photographs[:, 0, 0, 0, 0]
+    assert set(seeds) == {0, 1, 2} and (batch.photographs == seeds[:, None, None, None, None]).all()
+    np.testing.assert_array_equal(batch.first_images, first[seeds])
+    plain = replace(config, photograph_size=0)
+    assert training.make_sampler(plain, params, episodes, STATISTICS, KINEMATICS, 2, 0)(0).photographs is None
 
 
 def test_the_arms_motion_is_fitted_again_to_imagined_pictures(tmp_path):

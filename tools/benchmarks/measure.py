@@ -114,6 +114,7 @@ def make_starts(config: ExperimentConfig, count: int) -> Starts:
         reflector_text=text(config.reflector.text_length),
         camera=Camera(np.tile(lens, (count, views, 1, 1)), np.tile(pose, (count, views, 1, 1))),
         task=np.zeros(count, np.int32),
+        photographs=rng.integers(0, 256, (count, *config.simulator.photographs_shape), np.uint8),
     )
 
 

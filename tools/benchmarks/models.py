@@ -110,9 +110,8 @@ def benchmark_simulator(config: ExperimentConfig, options: argparse.Namespace) -
         history = jnp.repeat(encode_frames(simulator, params, starts.images)[:, :, None], simulator.history, axis=2)
         proprio = jnp.zeros((batch, simulator.frames, 8))
         grasps = proprio[:, simulator.history :]
-        inputs = chunk_inputs(
-            simulator, params, history, proprio, grasps, actions, starts.camera, STATISTICS, kinematics
-        )
+        scene = starts.camera, STATISTICS, kinematics, starts.photographs if simulator.photograph_size else None
+        inputs = chunk_inputs(simulator, params, history, proprio, grasps, actions, *scene)
         tokens = encode_image_tokens(simulator, params, starts.images.astype(jnp.float32) / 127.5 - 1.0)
         return prepare(simulator, params, inputs, tokens), inputs.image_latents
 

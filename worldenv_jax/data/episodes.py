@@ -35,6 +35,7 @@ class Episode:
     noise: float = 0.0  # exploration scale factor of the actor
     environment: dict[str, np.ndarray] = field(default_factory=dict)  # the true start state; may be empty
     sample: int = 0  # which of several tries from this start
+    photographs: np.ndarray | None = None  # uint8 [V, H', W', 3], frame 0 at another resolution
 
     @property
     def spec(self) -> EpisodeSpec:
@@ -131,6 +132,10 @@ def validate_episode(episode: Episode) -> None:
         elif dtype == np.float32 and not np.isfinite(value).all():
             frame = int(np.argwhere(~np.isfinite(value))[0][0])
             problems.append(f"{name}: got NaN or infinity first at index {frame}, expected finite numbers")
+    if episode.photographs is not None:
+        dtype, shape = episode.photographs.dtype, episode.photographs.shape
+        if dtype != np.uint8 or len(shape) != 4 or shape[:1] != views or shape[3] != 3:
+            problems.append(f"photographs: got {dtype} {list(shape)}, expected uint8 [{views[0]}, H', W', 3]")
     if episode.actor not in ACTORS:
         problems.append(f"actor: got {episode.actor!r}, expected one of {ACTORS}")
     if problems:

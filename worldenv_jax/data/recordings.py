@@ -16,6 +16,7 @@ Frames are cut to the square in their middle and resized.
 import csv
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +38,13 @@ _VIDEOS, _IMAGES = (".mp4", ".avi", ".mov", ".mkv", ".webm"), (".png", ".jpg", "
 _UNKNOWN_POSE = np.eye(4, dtype=np.float32)
 
 
-def read_recordings(folder: Path | str, image_size: int) -> Iterator[tuple[str, Episode]]:
+def read_recordings(folder: Path | str, image_size: int, photograph_size: int = 0) -> Iterator[tuple[str, Episode]]:
     """Reads a folder of recordings.
 
     Args:
         folder: see the head of this file.
         image_size: width and height of the episodes' frames in pixels.
+        photograph_size: those of the photographs, which are the first frames; 0: none.
 
     Yields:
         (kind, episode), in the order of the CSV file; tasks are the different instructions in their order there.
@@ -61,15 +63,17 @@ def read_recordings(folder: Path | str, image_size: int) -> Iterator[tuple[str, 
         expected = expected or list(sources)
         if list(sources) != expected:
             raise DataError(folder, f"episode {name!r} has the cameras {list(sources)}, earlier ones have {expected}")
-        views, cameras = [], []
+        views, photographs, cameras = [], [], []
         for camera, source in sources.items():
-            frames, size = _read_frames(source, image_size)
+            frames, photograph, size = _read_frames(source, image_size, photograph_size)
             if len(frames) != len(rows):
                 raise DataError(source, f"has {len(frames)} frames, steps.csv has {len(rows)} rows of {name!r}")
             views.append(np.concatenate([frames, frames[-1:]]))
+            photographs.append(photograph)
             cameras.append(_square_camera(known_cameras.get(camera), size, image_size))
         kind = rows[0].get("kind") or KINDS[0]
-        yield kind, _make_episode(rows, np.stack(views, axis=1), cameras, tasks, number)
+        episode = _make_episode(rows, np.stack(views, axis=1), cameras, tasks, number)
+        yield kind, replace(episode, photographs=np.stack(photographs)) if photograph_size else episode
 
 
 def _make_episode(
@@ -144,25 +148,32 @@ def _find_frames(folder: Path, name: str) -> dict[str, Path]:
     return cameras
 
 
-def _read_frames(source: Path, image_size: int) -> tuple[np.ndarray, tuple[int, int]]:
-    """Square frames uint8 [T, image_size, image_size, 3], and (height, width) of the recorded ones."""
+def _read_frames(source: Path, image_size: int, photograph_size: int) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
+    """Square frames uint8 [T, image_size, image_size, 3], the first as photograph, (height, width) of recorded ones."""
     try:
         if source.is_dir():
             files = sorted(path for path in source.iterdir() if path.suffix.lower() in _IMAGES)
             pictures = (np.asarray(Image.open(path).convert("RGB")) for path in files)
         else:
             pictures = iterate_video(source)
-        frames, size = [], (0, 0)
+        frames, size, photograph = [], (0, 0), np.zeros((0, 0, 3), np.uint8)
         for picture in pictures:
             size = picture.shape[:2]
-            top, left, side = _square(size)
-            cut = Image.fromarray(picture[top : top + side, left : left + side])
-            frames.append(np.asarray(cut.resize((image_size, image_size), Image.Resampling.LANCZOS)))
+            if photograph_size and not frames:
+                photograph = _cut(picture, photograph_size)
+            frames.append(_cut(picture, image_size))
     except OSError as error:
         raise DataError(source, f"cannot be read: {error}") from error
     if not frames:
         raise DataError(source, "has no frames")
-    return np.stack(frames), size
+    return np.stack(frames), photograph, size
+
+
+def _cut(picture: np.ndarray, size: int) -> np.ndarray:
+    """The square in the middle, resized."""
+    top, left, side = _square(picture.shape[:2])
+    cut = Image.fromarray(picture[top : top + side, left : left + side])
+    return np.asarray(cut.resize((size, size), Image.Resampling.LANCZOS))
 
 
 def _square(size: tuple[int, int]) -> tuple[int, int, int]:

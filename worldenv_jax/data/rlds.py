@@ -258,25 +258,32 @@ def write_episodes(
     return folder
 
 
+def _image_sizes(episode: Episode) -> dict[str, list[int] | None]:
+    """Of the frames and of the photographs, if there are any."""
+    photographs = None if episode.photographs is None else list(episode.photographs.shape[1:3])
+    return {"images [V, H, W]": list(episode.images.shape[1:4]), "photographs [H, W]": photographs}
+
+
 def _write_folder(temporary: Path, folder: Path, episodes: Iterable[Episode], name: str, encoding: str) -> None:
     shards: dict[str, list[TFRecordWriter]] = {}
-    views = None
+    sizes: dict[str, list[int] | None] | None = None
     for number, episode in enumerate(episodes):
         try:
             validate_episode(episode)
         except ValueError as error:
             raise DataError(folder, f"episode {number} cannot be written: {error}") from error
-        if views is None:
-            views = episode.images.shape[1:4]
-            episode_features(views[0], views[1:], encoding).save_config(os.fspath(temporary))
-        if episode.images.shape[1:4] != views:
-            got = list(episode.images.shape[1:4])
-            raise DataError(folder, f"episode {number} has images [V, H, W] {got}, the first has {list(views)}")
+        if sizes is None:
+            sizes = _image_sizes(episode)
+            (views, *image), photographs = sizes.values()
+            episode_features(views, tuple(image), encoding, photographs).save_config(os.fspath(temporary))
+        for kind, size in _image_sizes(episode).items():
+            if size != sizes[kind]:
+                raise DataError(folder, f"episode {number} has {kind} {size}, the first has {sizes[kind]}")
         writers = shards.setdefault(episode.split, [])
         if not writers or writers[-1].num_bytes >= _SHARD_BYTES:
             writers.append(TFRecordWriter(temporary / f"{episode.split}-{len(writers)}"))
         writers[-1].write(serialize_example(encode_episode(episode, encoding)))
-    if views is None:
+    if sizes is None:
         raise DataError(folder, "there are no episodes to write")
     for split, writers in shards.items():
         for number, writer in enumerate(writers):

@@ -12,7 +12,7 @@ import itertools
 import json
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -21,7 +21,7 @@ import numpy as np
 from worldenv_jax.data.episodes import Episode, EpisodeSummary
 from worldenv_jax.data.errors import DataError
 from worldenv_jax.data.example_proto import Feature
-from worldenv_jax.data.image_codec import EncodedFrames, encode_image, has_encoding
+from worldenv_jax.data.image_codec import EncodedFrames, decode_image, encode_image, has_encoding
 from worldenv_jax.types import ACTION_DIM, PROPRIO_DIM
 
 MAPPING_FILE = "mapping.json"
@@ -32,6 +32,11 @@ _FOREIGN_ACTOR = "human"
 def view_key(view: int) -> str:
     """The step feature of a camera: image, wrist_image, image_2, image_3, ..."""
     return ("observation/image", "observation/wrist_image")[view] if view < 2 else f"observation/image_{view}"
+
+
+def photograph_key(view: int) -> str:
+    """The feature of an episode's metadata that holds a camera's photograph."""
+    return f"photograph_{view}"
 
 
 @dataclass(frozen=True)
@@ -100,8 +105,13 @@ def _read_mapping(path: Path) -> StepKeys:
         raise DataError(path, f"not a mapping file ({error}); it is a JSON object with keys {names}") from error
 
 
-def episode_features(num_views: int, image_size: tuple[int, int], encoding: str):
-    """The `tfds.features.FeaturesDict` of our schema for V views of (H, W) pixels, "png" or "jpeg"."""
+def episode_features(
+    num_views: int, image_size: tuple[int, int], encoding: str, photograph_size: Sequence[int] | None = None
+):
+    """The `tfds.features.FeaturesDict` of our schema for V views of (H, W) pixels, "png" or "jpeg".
+
+    With photographs where these have a size (H', W').
+    """
     from tensorflow_datasets import features  # half a second, needed by writers only
 
     image = features.Image(shape=(*image_size, 3), encoding_format=encoding)
@@ -129,6 +139,9 @@ def episode_features(num_views: int, image_size: tuple[int, int], encoding: str)
         "noise": features.Scalar(np.float32),
         "environment": features.Tensor(shape=(), dtype=np.object_),  # .npz bytes
     }
+    if photograph_size is not None:
+        photograph = features.Image(shape=(*photograph_size, 3), encoding_format=encoding)
+        metadata |= {photograph_key(view): photograph for view in range(num_views)}
     return features.FeaturesDict(
         {"steps": features.Dataset(steps), "episode_metadata": features.FeaturesDict(metadata)}
     )
@@ -166,6 +179,8 @@ def encode_episode(episode: Episode, encoding: str) -> dict[str, list[bytes] | n
         "noise": np.array([episode.noise], np.float32),
         "environment": [_pack_arrays(episode.environment)],
     }
+    if episode.photographs is not None:
+        metadata |= {photograph_key(v): [encode_image(image, encoding)] for v, image in enumerate(episode.photographs)}
     return {f"steps/{k}": v for k, v in steps.items()} | {f"episode_metadata/{k}": v for k, v in metadata.items()}
 
 
@@ -249,7 +264,14 @@ def _decode_metadata(example: Mapping[str, Feature]) -> dict:
         "actor": _text(values["actor"]),
         "noise": float(str(values["noise"][0])),  # the shortest decimal: 0.3 comes back as 0.3
         "environment": _unpack_arrays(_byte_strings(values["environment"])[0]),
+        "photographs": _decode_photographs(values),
     }
+
+
+def _decode_photographs(metadata: Mapping[str, Feature]) -> np.ndarray | None:
+    keys = itertools.takewhile(lambda key: key in metadata, map(photograph_key, itertools.count()))
+    images = [decode_image(_byte_strings(metadata[key])[0]) for key in keys]
+    return np.stack(images) if images else None
 
 
 def _byte_strings(feature: Feature) -> list[memoryview]:

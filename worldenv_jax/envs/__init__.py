@@ -17,6 +17,7 @@ class EnvironmentConfig:
     tasks: int = 10  # the first so many tasks
     image_size: int = 64
     views: int = 1  # 1: third person; 2: and the wrist camera
+    photograph_size: int = 0  # pixels a side of the photographs that episodes have (not the tabletop's); 0: none
     slots: int = 32  # episodes that run side by side (LIBERO: worker processes)
     starts: Literal["official", "shifted"] = "shifted"  # of the test episodes
 
@@ -36,4 +37,6 @@ def make_environment(config: EnvironmentConfig) -> Environment:
     from worldenv_jax.envs.libero import LiberoEnvironment
 
     views = ("agentview", "wrist")[: config.views]
-    return LiberoEnvironment(config.suite, config.image_size, views, config.slots)
+    return LiberoEnvironment(
+        config.suite, config.image_size, views, config.slots, photograph_size=config.photograph_size
+    )

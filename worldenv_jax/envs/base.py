@@ -119,6 +119,9 @@ class Environment(Protocol):
     def start_state(self, slot: int) -> dict[str, np.ndarray]:
         """The true state at the start of the slot's episode: enough to begin it again (`EpisodeSpec` is, too)."""
 
+    def photographs(self, slot: int) -> np.ndarray | None:
+        """The first frame of the slot's episode at another resolution, uint8 [V, H', W', 3], where such are taken."""
+
     def expert_episodes(
         self, specs: Sequence[EpisodeSpec], noise: float, draw: bool = True
     ) -> Iterator[Episode | EpisodeError]:

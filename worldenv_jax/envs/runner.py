@@ -38,6 +38,7 @@ class _Running:
     index: int
     spec: EpisodeSpec
     start: dict
+    photographs: np.ndarray | None
     frames: list[Frames] = field(default_factory=list)  # without the axis n; all of them when recording, or the last
     actions: list[np.ndarray] = field(default_factory=list)
     chunks: int = 0
@@ -86,8 +87,9 @@ def run_episodes(
         if starting:
             done, failed = _split(environment.begun, not running)
             for slot, frames in done.items():
-                index, start = starting.pop(slot), environment.start_state(slot) if record else {}
-                running[slot] = _Running(index, specs[index], start, [frames])
+                index = starting.pop(slot)
+                begun = (environment.start_state(slot), environment.photographs(slot)) if record else ({}, None)
+                running[slot] = _Running(index, specs[index], *begun, [frames])
             for slot, text in failed.items():
                 index = starting.pop(slot)
                 yield index, Outcome(specs[index], None, None, error=text)
@@ -168,5 +170,6 @@ def _outcome(
         noise=noise,
         environment=run.start,
         sample=run.spec.sample,
+        photographs=run.photographs,
     )
     return Outcome(run.spec, success, steps, episode, run.holds)

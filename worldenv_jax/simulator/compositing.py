@@ -125,6 +125,7 @@ def compose(
     kinematics: Kinematics,
     hand_views: tuple[int, ...],
     plane_heights: tuple[float, ...],
+    photographs: Array | None = None,
 ) -> tuple[Array, Array]:
     """First pictures of the K frames that follow on F known ones.
 
@@ -136,11 +137,12 @@ def compose(
         proprio: float32 [B, F + K, 8].
         grasps: float32 [B, K, 8], `last_grasps` of the frames to come.
         kinematics: for its workspace and fingers, the units of poses here.
-        hand_views, plane_heights: as in `guess_frames`.
+        hand_views, plane_heights, photographs: as in `guess_frames`.
     Returns: float32 [B, V, K, H, W, 3] in [-1, 1]; and of the standing cameras the oldest frame with the arm redrawn.
     """
     hand, (views, known, *frame) = hand_poses(proprio), images.shape[1:]
-    guesses = guess_frames(images, intrinsics, cameras, hand, hand_poses(grasps), hand_views, plane_heights)
+    moving = hand, hand_poses(grasps), hand_views
+    guesses = guess_frames(images, intrinsics, cameras, *moving, plane_heights, photographs)
     told = _where(intrinsics, cameras, proprio, kinematics)
     of_grasps = _where(intrinsics, cameras[:, :, known:], grasps, kinematics)
 

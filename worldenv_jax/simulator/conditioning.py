@@ -150,6 +150,7 @@ def chunk_inputs(
     camera: Camera,
     statistics: Statistics,
     kinematics: Kinematics,
+    photographs: Array | None = None,
 ) -> ChunkInputs:
     """Conditioning of one chunk for a single arm.
 
@@ -159,6 +160,7 @@ def chunk_inputs(
         grasps: float32 [B, P, 8], `last_grasps` of the latter.
         actions: float32 [B, K, 7], normalised.
         camera: of the frame that proprio[:, 0] belongs to; leaves [B, V, ...].
+        photographs: uint8 [B, V, H', W', 3] of that frame, where the configuration has one.
     """
     batch, views, frames = *history.shape[:2], config.frames
     quaternion = quaternion_from_axis_angle(proprio[..., 3:6])
@@ -185,7 +187,7 @@ def chunk_inputs(
     image_latents = repeat_last(history, config.pictures)
     if config.compositor_width:
         images = jax.lax.stop_gradient(decode_images(config, params, history))
-        first, _ = compose_pictures(config, params, images, proprio, grasps, camera, kinematics)
+        first, _ = compose_pictures(config, params, images, proprio, grasps, camera, kinematics, photographs)
         image_latents = image_latents.at[:, :, future].set(encode_images(config, params, first))
     return ChunkInputs(
         image_latents=image_latents,
@@ -216,6 +218,7 @@ def compose_pictures(
     grasps: Array,
     camera: Camera,
     kinematics: Kinematics,
+    photographs: Array | None = None,
 ) -> tuple[Array, Array]:
     """First pictures of the frames after images float [B, V, F, H, W, 3] in [-1, 1]; see `compose`.
 
@@ -223,10 +226,13 @@ def compose_pictures(
         proprio: float32 [B, F + K, 8], of known and future frames.
         grasps: float32 [B, K, 8], `last_grasps` of the future frames.
         camera: of the frame that proprio[:, 0] belongs to; leaves [B, V, ...].
+        photographs: as in `chunk_inputs`.
     """
+    if photographs is not None:
+        photographs = photographs.astype(jnp.float32) / 127.5 - 1.0
     poses = camera_poses(config, hand_poses(proprio), camera.pose)
     geometry = camera.intrinsics, poses, proprio, grasps, kinematics, config.hand_views, config.plane_heights
-    return compose(params["compositor"], images, *geometry)
+    return compose(params["compositor"], images, *geometry, photographs)
 
 
 def gripper_opening(proprio: Array, kinematics: Kinematics) -> Array:

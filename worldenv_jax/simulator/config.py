@@ -54,6 +54,9 @@ class SimulatorConfig:
     # with the hand (`reprojection`), and of a drawing of its own.
     compositor_width: int = 0
     plane_heights: tuple[float, ...] = (0.03, 0.0, 0.07, 0.12)
+    # Width and height of photographs, the first frame of every camera at a finer resolution: the hand's cameras are
+    # shown from them what they will come to, where a pixel of image_size is wide. 0: none.
+    photograph_size: int = 0
     motion_width: int = 0  # of `arm_motion.ArmMotion`, which corrects the deterministic step; 0: off
     frame_by_frame: bool = False  # in a roll-out, through the autoencoder: 1 / K of its memory, some time
     land_on_x0: bool = False  # Differs from EVAC where True: the last DDIM step returns x0 without residual noise
@@ -81,6 +84,8 @@ class SimulatorConfig:
             errors.append(f"unet.frame_features is {self.unet.frame_features}, must be 0 or {FRAME_FEATURES}")
         if self.compositor_width and len(set(self.hand_views)) == self.views:
             errors.append("with compositor_width, one camera must stand still")
+        if self.photograph_size and not (self.compositor_width and self.hand_views):
+            errors.append("photograph_size needs compositor_width and hand_views: nothing else looks at photographs")
         if self.compositor_width and any(size % PATCH for size in self.image_size):
             errors.append(f"with compositor_width, image_size must be multiples of {PATCH}, got {self.image_size}")
         if self.autoencoder.principal and not self.autoencoder.shortcut:
@@ -96,6 +101,11 @@ class SimulatorConfig:
     def motion_views(self) -> tuple[int, ...]:
         """The cameras that `ArmMotion` sees: the hand's; where there are none, all."""
         return self.hand_views or tuple(range(self.views))
+
+    @property
+    def photographs_shape(self) -> tuple[int, int, int, int]:
+        """[V, H', W', 3]; without photographs these are empty."""
+        return self.views, self.photograph_size, self.photograph_size, 3
 
     @property
     def pictures(self) -> int:
@@ -142,7 +152,11 @@ class SimulatorConfig:
     def libero_debug(cls) -> "SimulatorConfig":
         """Everything that `libero_cpu` has, as small as it gets."""
         autoencoder = AutoencoderConfig(8, (1,), 1, 8, 8, norm_groups=4, shortcut=True, principal=True)
-        return replace(_small(64, 8, autoencoder, 16, (1,), (), 32, 16, 0.2, True, compositor_width=8), ddim_steps=2)
+        return replace(
+            _small(64, 8, autoencoder, 16, (1,), (), 32, 16, 0.2, True, compositor_width=8),
+            ddim_steps=2,
+            photograph_size=128,
+        )
 
     @classmethod
     def libero_cpu(cls) -> "SimulatorConfig":
@@ -150,13 +164,13 @@ class SimulatorConfig:
         # 24 principal components of 4 x 4 patches keep 43 dB of LIBERO's frames.
         autoencoder = AutoencoderConfig(64, (1,), 1, 24, 4, norm_groups=8, shortcut=True, principal=True)
         config = _small(64, 8, autoencoder, 32, (1, 2, 2), (2,), 64, change_variance=0.2, wrist=True)
-        return replace(config, ddim_steps=1)
+        return replace(config, ddim_steps=1, photograph_size=256)
 
     @classmethod
     def libero_small(cls) -> "SimulatorConfig":
         """128 px, agentview and wrist, chunks of 8: one GPU, or a patient CPU."""
         autoencoder = AutoencoderConfig(64, (1, 1), 1, 16, 4, norm_groups=8, shortcut=True, kl_weight=2e-6)
-        return _small(128, 8, autoencoder, 64, (1, 2, 2), (0, 1), 128, wrist=True)
+        return replace(_small(128, 8, autoencoder, 64, (1, 2, 2), (0, 1), 128, wrist=True), photograph_size=256)
 
     @classmethod
     def libero_full(cls) -> "SimulatorConfig":

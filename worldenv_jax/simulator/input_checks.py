@@ -21,18 +21,28 @@ def check_starts(config: SimulatorConfig, starts: Starts) -> None:
     Raises:
       WorldEnvError: naming every field that is wrong.
     """
-    _raise("simulator starts", _frame_problems(config, starts.images) + _state_problems(config, starts))
+    problems = _frame_problems(config, starts.images) + _photographs_problems(config, starts.photographs)
+    _raise("simulator starts", problems + _state_problems(config, starts))
 
 
 def check_episode(
-    config: SimulatorConfig, name: str, images: Array, proprio: Array, camera: Camera, actions: Array
+    config: SimulatorConfig,
+    name: str,
+    images: Array,
+    proprio: Array,
+    camera: Camera,
+    actions: Array,
+    photographs: Array | None = None,
 ) -> None:
     """A recorded episode of T steps; `camera` has leaves [T + 1, V, ...], actions are environment actions [T, 7].
+
+    Photographs, uint8 [V, H', W', 3], are asked for where the configuration has them.
 
     Raises:
       WorldEnvError: naming the episode by `name`, and every field that is wrong.
     """
     problems = _frame_problems(config, images) + _proprio_problems(proprio) + _camera_problems(config, camera)
+    problems += _photographs_problems(config, None if photographs is None else photographs[None])
     _raise(f"episode {name}", problems + _action_problems(actions))
 
 
@@ -60,6 +70,17 @@ def _frame_problems(config: SimulatorConfig, images: Array) -> list[str]:
         return []
     got = f"{images.dtype} {list(images.shape)}"
     return [f"images are {got}, expected uint8 [N, {', '.join(map(str, expected))}] with values 0 to 255"]
+
+
+def _photographs_problems(config: SimulatorConfig, photographs: Array | None) -> list[str]:
+    if not config.photograph_size:
+        return []
+    expected = f"uint8 [N, {', '.join(map(str, config.photographs_shape))}]"
+    if photographs is None:
+        return [f"there are no photographs, expected {expected}: collect with environment.photograph_size"]
+    if photographs.dtype == np.uint8 and photographs.shape[1:] == config.photographs_shape:
+        return []
+    return [f"photographs are {photographs.dtype} {list(photographs.shape)}, expected {expected}"]
 
 
 def _proprio_problems(proprio: Array) -> list[str]:

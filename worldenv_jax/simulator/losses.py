@@ -67,6 +67,7 @@ class SimulatorBatch(NamedTuple):
     actions: Array  # float32 [B, K, 7], normalised, of the steps s .. s + K - 1
     camera: Camera  # of the oldest history frame, leaves [B, V, ...]
     mask: Array  # bool [B, K], False on future frames that do not exist
+    photographs: Array | None = None  # uint8 [B, V, H', W', 3], of the oldest history frame, where the config has one
 
 
 class MotionBatch(NamedTuple):
@@ -175,7 +176,8 @@ def compositor_loss(
     absolute, squared = [], []
     for i in range(CHAIN):
         there = jnp.concatenate([proprio, future[:, i : i + 1]], axis=1)
-        picture, drawn = compose_pictures(config, params, images, there, grasps[:, i : i + 1], batch.camera, kinematics)
+        scene = batch.camera, kinematics, batch.photographs
+        picture, drawn = compose_pictures(config, params, images, there, grasps[:, i : i + 1], *scene)
         error = jnp.square(picture - truth[:, :, i : i + 1])
         near = hand_weight(config, there, batch.camera)[:, :, -1:]
         absolute.append(charbonnier(error, near) + charbonnier(jnp.square(drawn - truth[:, on_stand, i : i + 1])))
@@ -248,7 +250,8 @@ def denoising_loss(
 
     future, grasps = predict_proprio(config, params, batch, statistics, kinematics)
     hand = jnp.concatenate([batch.proprio, of_pictures(config, future)], axis=1), of_pictures(config, grasps)
-    inputs = chunk_inputs(config, params, history, *hand, batch.actions, batch.camera, statistics, kinematics)
+    scene = batch.camera, statistics, kinematics, batch.photographs
+    inputs = chunk_inputs(config, params, history, *hand, batch.actions, *scene)
     images = batch.first_images.astype(jnp.float32) / 127.5 - 1.0
     inputs = inputs._replace(geometry_tokens=encode_geometry_tokens(config, params, geometry, images))
     if config.condition_dropout:

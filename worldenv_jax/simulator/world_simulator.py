@@ -66,6 +66,7 @@ class SimulatorState(NamedTuple):
     blank_tokens: Array | None  # the same for a blank image; None without guidance
     geometry_tokens: Array | None  # float [B, V * N, D], of the first frame; None where they are off
     camera: Camera  # of the first frame
+    photographs: Array | None  # uint8 [B, V, H', W', 3], of the first frame; None where the configuration has none
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -158,6 +159,7 @@ def make_simulator_fns(
             blank_tokens=blank,
             geometry_tokens=encode_geometry_tokens(config, params, geometry, images),
             camera=starts.camera,
+            photographs=starts.photographs if config.photograph_size else None,
         )
 
     def step(params: Params, keys: Array, state: SimulatorState, actions: Array) -> tuple[SimulatorState, Prediction]:
@@ -173,7 +175,8 @@ def make_simulator_fns(
         grasps = last_grasps(kinematics, state.grasp, future)
         shown = of_pictures(config, future)
         hand = jnp.concatenate([past, shown], axis=1), of_pictures(config, grasps)
-        inputs = chunk_inputs(config, params, history, *hand, actions, state.camera, statistics, kinematics)
+        scene = state.camera, statistics, kinematics, state.photographs
+        inputs = chunk_inputs(config, params, history, *hand, actions, *scene)
         inputs = inputs._replace(geometry_tokens=state.geometry_tokens)
 
         denoise = make_denoiser(config, params, inputs, state.image_tokens, state.blank_tokens)
@@ -240,6 +243,9 @@ def _check_starts(config: SimulatorConfig, starts: Starts) -> None:
         "camera.intrinsics": (starts.camera.intrinsics.shape[1:], (config.views, 3, 3)),
         "camera.pose": (starts.camera.pose.shape[1:], (config.views, 4, 4)),
     }
+    if config.photograph_size:
+        got = None if starts.photographs is None else starts.photographs.shape[1:]
+        expected["photographs"] = got, config.photographs_shape
     wrong = [f"{name} [B, {got}], expected [B, {need}]" for name, (got, need) in expected.items() if got != need]
     if wrong:
         raise ValueError("simulator starts: " + "; ".join(wrong))

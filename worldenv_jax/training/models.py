@@ -12,7 +12,7 @@ from worldenv_jax.configs import ExperimentConfig
 from worldenv_jax.data.episodes import Episode
 from worldenv_jax.policy import make_policy_fn, tokenize_policy_prompts
 from worldenv_jax.reflector import make_reflector_fns, tokenize_reflector_prompts
-from worldenv_jax.simulator import Kinematics, check_starts, make_simulator_fns
+from worldenv_jax.simulator import Kinematics, SimulatorConfig, check_starts, make_simulator_fns
 from worldenv_jax.types import Camera, GeometryFn, PolicyFn, ReflectorFns, SimulatorFns, Starts, Statistics, Text
 
 
@@ -76,9 +76,18 @@ class Models:
             reflector_text=jax.tree.map(lambda leaf: np.asarray(leaf)[task], self.reflector_prompts),
             camera=Camera(pick("intrinsics"), pick("camera_pose")),
             task=task,
+            photographs=stack_photographs(self.config.simulator, episodes),
         )
         check_starts(self.config.simulator, starts)
         return starts
+
+
+def stack_photographs(config: SimulatorConfig, episodes: Sequence[Episode]) -> np.ndarray | None:
+    """The episodes' photographs uint8 [N, V, H', W', 3]; None where the simulator looks at none or some are missing."""
+    photographs = [episode.photographs for episode in episodes]
+    if not config.photograph_size or any(own is None for own in photographs):
+        return None
+    return np.stack(photographs)
 
 
 def take_rows(tree: Any, rows: np.ndarray) -> Any:

@@ -38,6 +38,7 @@ from worldenv_jax.simulator import (
     principal_components,
 )
 from worldenv_jax.training.augmentation import augment
+from worldenv_jax.training.models import stack_photographs
 from worldenv_jax.training.pretrained import initial_simulator
 from worldenv_jax.training.workdir import Workdir, mesh_from_config, run_training
 from worldenv_jax.types import Array, Camera, GeometryFn, Params, Statistics
@@ -56,7 +57,8 @@ def train_autoencoder(config: ExperimentConfig, workdir: Workdir, episodes: Sequ
     for number, episode in enumerate(episodes):
         camera = Camera(episode.intrinsics, episode.camera_pose)
         name = f"{number} ({episode.instruction!r})"
-        check_episode(config.simulator, name, episode.images, episode.proprio, camera, episode.actions)
+        recorded = episode.images, episode.proprio, camera, episode.actions, episode.photographs
+        check_episode(config.simulator, name, *recorded)
     frames = np.concatenate(
         [np.asarray(episode.images[:]).reshape(-1, *episode.images.shape[2:]) for episode in episodes]
     )
@@ -211,6 +213,7 @@ def make_sampler(
     grips = [episode_grips(kinematics, np.asarray(e.proprio[:]), np.asarray(e.actions[:])) for e in episodes]
     closing, holds = (np.stack([np.pad(x, (0, len(steps) - len(x)), "edge") for x in part]) for part in zip(*grips))
     first_images = np.stack([np.asarray(episode.images[0]) for episode in episodes])
+    photographs = stack_photographs(config, episodes)
     latents = cache_latents(config, params, episodes)
     encoded = [replace(episode, images=array) for episode, array in zip(episodes, latents)]
     windows = SimulatorWindows(encoded, lambda t: history_steps(t, config.history), config.chunk)
@@ -222,6 +225,7 @@ def make_sampler(
         return SimulatorBatch(
             latents=rows["frames"],
             first_images=first_images[rows["episode"]],
+            photographs=None if photographs is None else photographs[rows["episode"]],
             proprio=rows["proprio"][:, :history],
             previous_proprio=rows["previous_proprio"],
             previous_action=rows["previous_action"],

@@ -30,9 +30,10 @@ class LiberoEnvironment:
       views: any of "agentview" and "wrist", in the order of the images' V axis; none for physics alone (no GL needed).
       num_slots: processes; each takes 1.3 to 1.9 GB.
       after_success: steps for which the expert's recordings go on after the first success.
+      photograph_size: width and height of photographs, the views of every start at this size; 0: none are taken.
 
     Raises:
-      ValueError: unknown suite or view.
+      ValueError: unknown suite or view, or photographs without a view.
       WorldEnvError: LIBERO, its assets or a GL library are missing; says what to install.
     """
 
@@ -43,11 +44,14 @@ class LiberoEnvironment:
         views: Sequence[str] = tuple(VIEWS),
         num_slots: int = 4,
         after_success: int = 0,
+        photograph_size: int = 0,
     ):
         protocol = libero_protocol(suite)
         unknown = [view for view in views if view not in VIEWS]
         if unknown:
             raise ValueError(f"unknown views {unknown}; LIBERO has {', '.join(VIEWS)}")
+        if photograph_size and not views:
+            raise ValueError("photograph_size: there is no view to photograph")
         self.name = suite
         self.instructions = tuple(map(installation.instruction, installation.task_names(suite)))
         self.max_steps = protocol.max_steps
@@ -62,8 +66,10 @@ class LiberoEnvironment:
         }
         self._rules = protocol
         self._starts: dict[int, dict[str, np.ndarray]] = {}
+        self._photographs: dict[int, np.ndarray | None] = {}
         self._beginning: set[int] = set()  # slots that `begun` has to report
-        self._pool = WorkerPool(num_slots, [suite, str(image_size), ",".join(VIEWS[view] for view in views)])
+        cameras = ",".join(VIEWS[view] for view in views)
+        self._pool = WorkerPool(num_slots, [suite, str(image_size), cameras, str(photograph_size)])
 
     @property
     def restarts(self) -> int:
@@ -103,8 +109,9 @@ class LiberoEnvironment:
     def _begun(self, slots: Iterable[int], wait: bool) -> dict[int, Frames]:
         done, failed = self._pool.collect(slots, wait)
         self._beginning -= done.keys() | failed.keys()
-        self._starts |= {slot: start for slot, (_, start) in done.items()}
-        frames = {slot: Frames(*reply) for slot, (reply, _) in done.items()}
+        self._starts |= {slot: start for slot, (_, start, _) in done.items()}
+        self._photographs |= {slot: photographs for slot, (_, _, photographs) in done.items()}
+        frames = {slot: Frames(*reply) for slot, (reply, _, _) in done.items()}
         if failed:
             raise EpisodeError(failed, frames)
         return frames
@@ -139,6 +146,10 @@ class LiberoEnvironment:
         """
         return self._starts[slot]
 
+    def photographs(self, slot: int) -> np.ndarray | None:
+        """The views at the start of the slot's episode, uint8 [V, photograph_size, photograph_size, 3], or None."""
+        return self._photographs[slot]
+
     def expert_episodes(
         self, specs: Sequence[EpisodeSpec], noise: float, draw: bool = True
     ) -> Iterator[Episode | EpisodeError]:
@@ -162,7 +173,7 @@ class LiberoEnvironment:
             if status == "failed":
                 yield EpisodeError({position: value}, {})
                 continue
-            (images, proprio, success, camera), actions, start = value
+            (images, proprio, success, camera), actions, start, photographs = value
             yield Episode(
                 images=images,
                 proprio=proprio,
@@ -178,6 +189,7 @@ class LiberoEnvironment:
                 actor="perturbed_expert" if noise else "expert",
                 noise=float(noise),
                 environment=start,
+                photographs=photographs,
             )
 
     def close(self) -> None:

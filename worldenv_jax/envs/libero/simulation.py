@@ -204,16 +204,22 @@ class Simulation:
 
     def images(self, cameras: Sequence[str]) -> np.ndarray:
         """The present views of some of `cameras`, uint8 [V, H, W, 3], turned as policies see them."""
-        size = self.image_size
-        frames = [policy_frame(self._draw(name)) for name in cameras]
+        return self._views(cameras, self.image_size)
+
+    def photographs(self, size: int) -> np.ndarray:
+        """The present views of all cameras at another resolution, uint8 [V, size, size, 3], turned like `images`."""
+        return self._views(self.cameras, size)
+
+    def _views(self, cameras: Sequence[str], size: int) -> np.ndarray:
+        frames = [policy_frame(self._draw(name, size)) for name in cameras]
         return np.array(frames, np.uint8).reshape(-1, size, size, 3)
 
-    def _draw(self, camera: str) -> np.ndarray:
+    def _draw(self, camera: str, size: int) -> np.ndarray:
         """The raw frame of one camera, uint8 [H, W, 3], bottom row first; skips shapes that are not in the picture."""
         groups = self.model.geom_group.copy()
         self.model.geom_group[outside_view(self.model, self.data, camera)] = _UNDRAWN_GROUP
         try:
-            return self.env.sim.render(self.image_size, self.image_size, camera_name=camera)
+            return self.env.sim.render(size, size, camera_name=camera)
         finally:
             self.model.geom_group[:] = groups
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """One worker process: one MuJoCo model, one GL context, one episode at a time.
 
-Started by `pool.py` as ``python -m worldenv_jax.envs.libero.worker <socket> <suite> <image size> <cameras>``. Requests
-are tuples (name, *arguments), the names being the public methods of `Worker`; replies are ("done", result) or
-("failed", traceback). The process ends when its socket closes.
+Started by `pool.py` as ``python -m worldenv_jax.envs.libero.worker <socket> <suite> <image size> <cameras>
+<photograph size>``. Requests are tuples (name, *arguments), the names being the public methods of `Worker`; replies are
+("done", result) or ("failed", traceback). The process ends when its socket closes.
 """
 
 import gc
@@ -43,17 +43,18 @@ class Recording:
 class Worker:
     """What a worker can be asked to do."""
 
-    def __init__(self, suite: str, image_size: int, cameras: tuple[str, ...]):
+    def __init__(self, suite: str, image_size: int, cameras: tuple[str, ...], photograph_size: int):
         self.suite, self.image_size, self.cameras = suite, image_size, cameras
+        self.photograph_size = photograph_size
         self.simulation: Simulation | None = None
 
     def reset(self, spec: EpisodeSpec):
-        """Begins an episode; returns (first frame, start state)."""
+        """Begins an episode; returns (first frame, start state, photographs or None)."""
         start = self._begin(spec)
         recording = Recording(self.simulation)
         recording.frame()
         recording.success.append(self.simulation.success())
-        return recording.arrays(), start._asdict()
+        return recording.arrays(), start._asdict(), self._photographs()
 
     def replay(self, spec: EpisodeSpec, actions: np.ndarray) -> None:
         """Brings a new process to where a dead one was: begins the episode and executes its actions [n, 7]."""
@@ -76,9 +77,11 @@ class Worker:
         Demonstrations may take twice the protocol's step limit, which holds for policies.
 
         Returns:
-          (frames, executed actions float32 [T, 7], start state); frames include the one before the first action.
+          (frames, executed actions float32 [T, 7], start state, photographs or None); frames include the one before
+          the first action.
         """
         start = self._begin(spec)
+        photographs = self._photographs() if draw else None
         rng = np.random.default_rng(start_seed(self.suite, spec, "expert noise"))
         recording, actions, left = Recording(self.simulation, draw), [], after_success
         recording.frame()
@@ -92,7 +95,10 @@ class Worker:
             left -= any(recording.success)
             if left < 0 or len(actions) == 2 * self.simulation.protocol.max_steps:
                 break
-        return recording.arrays(), np.array(actions, np.float32).reshape(-1, 7), start._asdict()
+        return recording.arrays(), np.array(actions, np.float32).reshape(-1, 7), start._asdict(), photographs
+
+    def _photographs(self) -> np.ndarray | None:
+        return self.simulation.photographs(self.photograph_size) if self.photograph_size else None
 
     def _begin(self, spec: EpisodeSpec) -> Start:
         if self.simulation is None or self.simulation.task != spec.task:
@@ -118,10 +124,10 @@ def serve(connection: Connection, worker: Worker) -> None:
         connection.send(reply)
 
 
-def main(descriptor: str, suite: str, image_size: str, cameras: str) -> None:
+def main(descriptor: str, suite: str, image_size: str, cameras: str, photograph_size: str) -> None:
     """Serves on an inherited socket."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C belongs to the parent, which then closes the socket
-    worker = Worker(suite, int(image_size), tuple(filter(None, cameras.split(","))))
+    worker = Worker(suite, int(image_size), tuple(filter(None, cameras.split(","))), int(photograph_size))
     serve(Connection(int(descriptor)), worker)
     sys.stderr.flush()
     os._exit(0)  # MuJoCo's GL contexts complain when the interpreter tears them down

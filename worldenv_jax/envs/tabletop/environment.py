@@ -94,6 +94,9 @@ class TabletopEnvironment(StartsAtOnce):
             raise ValueError(f"no episode was started in slot {slot}; call reset first")
         return dict(self._starts[slot])
 
+    def photographs(self, slot: int) -> None:
+        """None is taken."""
+
     def expert_episodes(self, specs: Sequence[EpisodeSpec], noise: float, draw: bool = True) -> Iterator[Episode]:
         """Yields one recorded expert episode per spec, cut `aftermath_steps` after the first success; always drawn."""
         if not 0.0 <= noise < np.inf:
