@@ -77,7 +77,10 @@ def _photographs_problems(config: SimulatorConfig, photographs: Array | None) ->
         return []
     expected = f"uint8 [N, {', '.join(map(str, config.photographs_shape))}]"
     if photographs is None:
-        return [f"there are no photographs, expected {expected}: collect with environment.photograph_size"]
+        return [
+            f"there are no photographs, expected {expected}: collect with environment.photograph_size, or set both "
+            "photograph_size to 0"
+        ]
     if photographs.dtype == np.uint8 and photographs.shape[1:] == config.photographs_shape:
         return []
     return [f"photographs are {photographs.dtype} {list(photographs.shape)}, expected {expected}"]
