@@ -18,7 +18,8 @@ from worldenv_jax.simulator import (
     no_grip,
 )
 from worldenv_jax.simulator.compositing import POSE, TIMES, ArmDrawing, Compositor, compose
-from worldenv_jax.simulator.conditioning import decode_images
+from worldenv_jax.simulator.conditioning import compose_pictures, decode_images
+from worldenv_jax.simulator.glance import Glance
 from worldenv_jax.types import Camera, Statistics
 
 HEIGHT, WIDTH, FEATURES = 8, 12, 6
@@ -33,8 +34,8 @@ def _fourier(x, octaves):
     return np.concatenate([np.sin(angles), np.cos(angles)], -1).reshape(*x.shape[:-1], -1)
 
 
-def _numpy_trunk(p, blocks, hand, pose, patches=None):
-    """One frame: hand [T, 2], pose [T, D], patches [h, w, P]; to [H, W, outputs]."""
+def _numpy_trunk(p, blocks, hand, pose, patches=None, seen=None):
+    """One frame: hand [T, 2], pose [T, D], patches [h, w, P], what a glance tells [F]; to [H, W, outputs]."""
     dense = lambda name, x: x @ p[name]["kernel"] + p[name]["bias"]
 
     def norm(name, x):
@@ -42,7 +43,10 @@ def _numpy_trunk(p, blocks, hand, pose, patches=None):
         return x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6) * p[name]["scale"] + p[name]["bias"]
 
     pose = pose.ravel()
-    pose = dense("pose2", _silu(dense("pose1", np.concatenate([pose, _fourier(pose, 3)]))))
+    pose = dense("pose1", np.concatenate([pose, _fourier(pose, 3)]))
+    if seen is not None:
+        pose = pose + dense("seen", seen)
+    pose = dense("pose2", _silu(pose))
     rows, columns = HEIGHT // 4, WIDTH // 4
     hidden = np.zeros((rows, columns, FEATURES))
     for i in range(rows):
@@ -90,13 +94,16 @@ def test_compositor_equals_numpy():
         np.testing.assert_allclose(got[n], expected, atol=1e-4)
 
 
-def test_drawing_equals_numpy():
+@pytest.mark.parametrize("glances", [False, True])
+def test_drawing_equals_numpy(glances):
     rng = np.random.default_rng(0)
     frames, hand = rng.uniform(-1, 1, (2, HEIGHT, WIDTH, 3)), rng.uniform(0, 1, (2, 2, 2))
     pose = rng.uniform(-1, 1, (2, 2, POSE))
-    params, got = _random(ArmDrawing(FEATURES), frames, hand, pose)
+    seen = rng.uniform(-1, 1, (2, 8, 8, 6)) if glances else None
+    params, got = _random(ArmDrawing(FEATURES), frames, hand, pose, seen)
+    told = Glance().apply({"params": params["glance"]}, seen) if glances else (None, None)
     for n in range(2):
-        pixels = _numpy_trunk(params, 4, hand[n], pose[n])
+        pixels = _numpy_trunk(params, 4, hand[n], pose[n], seen=told[n])
         opacity = 1 / (1 + np.exp(2.0 - pixels[..., 3:]))
         np.testing.assert_allclose(got[n], opacity * np.tanh(pixels[..., :3]) + (1 - opacity) * frames[n], atol=1e-4)
 
@@ -124,7 +131,7 @@ def test_what_the_networks_are_told(monkeypatch):
         told.update(hand=np.asarray(hand), pose=np.asarray(pose))
         return guesses[:, 0] + 10 * guesses[:, 1]
 
-    def draw(self, frames, hand, pose):
+    def draw(self, frames, hand, pose, glances=None):
         told.update(drawn_hand=np.asarray(hand), drawn_pose=np.asarray(pose))
         return frames + 0.5
 
@@ -147,12 +154,52 @@ def test_what_the_networks_are_told(monkeypatch):
     np.testing.assert_array_equal(told["drawn_pose"], told["pose"][:, :2])
 
 
-def test_loss_of_pictures_that_are_the_newest_frame():
+def test_what_the_hand_holds_is_drawn(monkeypatch):
+    """Over the standing camera's first frame, which it is seen from; told the grasp, and with the grasp's glance."""
+    told, proprio, intrinsics, pose = {}, *_scene(5)
+    proprio = jnp.repeat(proprio, 2, axis=0)
+
+    def choose(self, guesses, hand, pose):
+        assert guesses.shape[:2] == (
+            8,
+            5,
+        )  # two frames of two views, twice; four guesses and the drawing
+        return guesses[:, 4]
+
+    def draw(self, frames, hand, pose, glances=None):
+        if glances is None:
+            return frames + 0.5
+        told.update(pose=np.asarray(pose), glances=np.asarray(glances))
+        return frames + 0.7
+
+    monkeypatch.setattr(Compositor, "__call__", choose)
+    monkeypatch.setattr(ArmDrawing, "__call__", draw)
+    cameras = jnp.tile(pose, (2, 2, 5, 1, 1))
+    images = jnp.zeros((2, 2, 3, 64, 64, 3)).at[:, 0].add(jnp.array([0.1, 0.2, 0.3])[:, None, None, None])
+    kinematics = Kinematics.osc_pose()._replace(position_low=-np.ones(3), position_high=np.ones(3))
+    lens = jnp.tile(intrinsics, (2, 2, 1, 1))
+    geometry = lens, cameras, proprio, proprio[:, 3:].at[..., 0].add(-0.01), kinematics, (1,), (0.0,)
+    glances = jnp.arange(2.0)[None, :, None, None, None] + jnp.zeros((2, 2, 8, 8, 6))
+    drawing = {"trunk": {"pose2": {"bias": np.zeros(8)}}}
+    params = {"drawing": drawing, "held": drawing, "choice": {}}
+    composed, drawn = compose(params, images, *geometry, glances=glances)
+    np.testing.assert_allclose(composed[:, 0], np.full((2, 2, 64, 64, 3), 0.1 + 0.5), rtol=1e-5)
+    np.testing.assert_allclose(composed[:, 1], np.full((2, 2, 64, 64, 3), 0.1 + 0.7), rtol=1e-5)
+    np.testing.assert_array_equal(drawn, composed)
+    np.testing.assert_allclose(told["pose"][..., 0], 2 * [[0.06, 0.0, 0.05], [0.08, 0.0, 0.07]], atol=1e-6)
+    np.testing.assert_array_equal(told["glances"], glances.reshape(-1, 8, 8, 6))
+
+
+@pytest.mark.parametrize("blind", [0.0, 1.0])
+def test_loss_of_pictures_that_are_the_newest_frame(monkeypatch, blind):
     """Networks that repeat what they are given: each picture repeats the one before, and the errors are known.
 
-    Frames after the end do not count.
+    Frames after the end do not count; a blind chain knows the oldest frame only.
     """
-    config = dataclasses.replace(SimulatorConfig.libero_debug(), motion_width=0, plane_heights=(0.03,))
+    monkeypatch.setattr("worldenv_jax.simulator.losses.BLIND", blind)
+    config = dataclasses.replace(
+        SimulatorConfig.libero_debug(), motion_width=0, plane_heights=(0.03,), photograph_size=0, glance_size=0
+    )
     params, frames = init_simulator(config, jax.random.key(0)), CHAIN * config.chunk
     for name, chosen in (("drawing", [-50.0]), ("choice", [0.0, 0.0, 50.0, 0.0, 0.0])):  # guess 2: the newest frame
         pixels = params["compositor"][name]["trunk"]["pixels"]
@@ -180,7 +227,8 @@ def test_loss_of_pictures_that_are_the_newest_frame():
         jax.random.key(1)
     )
     images = np.asarray(decode_images(config, params, latents), np.float64)
-    error, drawn = images[0, config.history - 1] - images[0, -1], images[0, 0, 0] - images[0, -1, 0]
+    newest = 0 if blind else config.history - 1
+    error, drawn = images[0, newest] - images[0, -1], images[0, 0, 0] - images[0, -1, 0]
     # The hand is seen at pixel (32, 32); at it an error counts ten times.
     distance = np.hypot(*(np.mgrid[:64, :64] + 0.5 - 32))
     weight = 1 + 9 * np.exp(-0.5 * (distance / (0.08 * 64)) ** 2)
@@ -188,6 +236,31 @@ def test_loss_of_pictures_that_are_the_newest_frame():
     expected = np.average(mean(error), weights=weight) + mean(drawn[None]).mean()
     np.testing.assert_allclose(loss, expected, rtol=1e-4)
     np.testing.assert_allclose(metrics["psnr"], -10 * np.log10((error**2).mean() / 4), rtol=1e-4)
+
+
+def test_a_scene_on_a_table_looks_as_one_on_the_floor():
+    """All of it 0.875 m higher, workspace and cameras, too: the same pictures, from photographs and glances, too."""
+    config = SimulatorConfig.libero_debug()
+    params, rng = init_simulator(config, jax.random.key(0)), np.random.default_rng(0)
+    proprio, intrinsics, pose = _scene(5)
+    pose = jnp.stack([pose.at[1, 3].set(0.3), pose])[None]
+    images = jnp.asarray(rng.uniform(-1, 1, (1, 2, 4, 64, 64, 3)), jnp.float32)
+    photographs = jnp.asarray(rng.integers(0, 256, (1, *config.photographs_shape), np.uint8))
+
+    @jax.jit
+    def compose_at(height):
+        up = jnp.array([0.0, 0.0, height])
+        raised = proprio.at[..., 2].add(0.1 + height)
+        camera = Camera(jnp.tile(intrinsics, (1, 2, 1, 1)), pose.at[..., :3, 3].add(up))
+        kinematics = Kinematics.osc_pose()._replace(
+            position_low=jnp.array([-0.4, -0.4, 0.0]) + up, position_high=jnp.full(3, 0.4) + up
+        )
+        grasps = raised[:, 4:].at[..., 0].add(-0.05)
+        return compose_pictures(config, params, images, raised, grasps, camera, kinematics, photographs)
+
+    with jax.default_matmul_precision("highest"):
+        for low, high in zip(compose_at(0.0), compose_at(0.875)):
+            np.testing.assert_allclose(low, high, atol=2e-3)
 
 
 def test_what_cannot_be_composed():

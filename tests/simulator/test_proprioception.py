@@ -12,6 +12,7 @@ import pytest
 from worldenv_jax.simulator import (
     Kinematics,
     MotionBatch,
+    SimulatorConfig,
     advance_proprio,
     arm_motion_loss,
     episode_grips,
@@ -22,8 +23,10 @@ from worldenv_jax.simulator import (
     proprioception_error,
 )
 from worldenv_jax.simulator.arm_motion import ArmContext, init_arm_motion
+from worldenv_jax.simulator.conditioning import make_glance
 from worldenv_jax.simulator.grips import Grip
-from worldenv_jax.simulator.proprioception import relative_pose
+from worldenv_jax.simulator.proprioception import ground, relative_pose
+from worldenv_jax.types import Camera
 
 START = np.array([[0.1, 0.2, 0.3, 0.0, 0.0, 0.0, 0.04, -0.04]], np.float32)
 
@@ -147,6 +150,12 @@ def test_where_the_hand_was_last_open():
     np.testing.assert_array_equal(rest, whole[:, 4:])
 
 
+def test_the_ground_is_where_hands_have_been_lowest():
+    endless = Kinematics.osc_pose()
+    assert ground(endless) == 0.0
+    assert ground(endless._replace(position_low=np.array([-0.2, -0.3, 0.875], np.float32))) == 0.875
+
+
 def test_errors_name_the_lengths():
     with pytest.raises(ValueError, match="T \\+ 1 proprios"):
         fit_kinematics([np.zeros((3, 8))], [np.zeros((3, 7))])
@@ -174,6 +183,7 @@ def _lagging_episodes(count=24, steps=24):
 
 
 PICTURE = 1, 2, 2, 3  # V, h, w, c
+NO_GLANCES = SimulatorConfig.debug()
 
 
 def _arm(params, pictures, previous_action=None, grip=None):
@@ -187,7 +197,8 @@ def _motion_batch(kinematics, proprios, actions, pictures):
     grips = [episode_grips(kinematics, *episode) for episode in zip(proprios, actions)]
     holds = np.stack([grip.holds for grip in grips])
     still = np.zeros((len(actions), 7), np.float32)
-    return MotionBatch(proprios, actions, proprios[:, 0], still, pictures, no_grip(len(actions)), holds[:, 1:])
+    grip = no_grip(len(actions))
+    return MotionBatch(proprios, actions, proprios[:, 0], still, pictures, grip, holds[:, 1:], camera=None)
 
 
 def _fresh_arm_motion():
@@ -198,12 +209,12 @@ def _pictures(batch: int, count: int = 1):
     return np.random.default_rng(5).normal(size=(batch, count, *PICTURE)).astype(np.float32)
 
 
-def _train(params, kinematics, batch):
+def _train(params, kinematics, batch, config=NO_GLANCES):
     optimizer = optax.adam(1e-2)
 
     @jax.jit
     def update(params, state, key):
-        gradient = jax.grad(lambda p: arm_motion_loss(kinematics, p, key, batch)[0])(params)
+        gradient = jax.grad(lambda p: arm_motion_loss(config, p, key, batch, kinematics)[0])(params)
         changes, state = optimizer.update(gradient, state)
         return optax.apply_updates(params, changes), state
 
@@ -259,6 +270,39 @@ def test_arm_motion_sees_what_stops_the_fingers():
     assert error(pictures[80:]) < 0.004 and error(-pictures[80:]) > 0.015
 
 
+def test_the_grasp_is_foretold_from_a_glance():
+    """What the photograph shows where the hand closes decides; beside the hand it shows the opposite."""
+    stacked = [np.stack(part) for part in _episodes(84)]
+    held = np.arange(84) % 2 == 0
+    fingers = stacked[0][..., 6:]
+    fingers[held] = np.array([1, -1]) * np.maximum(np.abs(fingers[held]), 0.025)
+    kinematics, config = fit_kinematics(*stacked), SimulatorConfig.libero_debug()
+    # From 1 m above, 128 px a metre in the photograph; all hands close at the same place.
+    camera = Camera(np.array([[64.0, 0, 32], [0, 64, 32], [0, 0, 1]]), np.diag([1.0, -1, -1, 1]))
+    camera.pose[2, 3] = 1.0
+    camera = Camera(*(np.tile(leaf.astype(np.float32), (84, 2, 1, 1)) for leaf in camera))
+    closes = stacked[0][:, 20, :2]
+    photographs = np.zeros((84, 2, 128, 128, 3), np.uint8)
+    for row, (x, y) in enumerate(64 + 128 * closes * [1, -1]):
+        photographs[row, 0, ..., 0] = 0 if held[row] else 255
+        photographs[row, 0, int(y) - 12 : int(y) + 12, int(x) - 12 : int(x) + 12, 0] = 255 if held[row] else 0
+    blank = np.zeros((84, 1, *PICTURE), np.float32)
+    batch = _motion_batch(kinematics, *stacked, blank)._replace(camera=camera, photographs=photographs)
+    rows = lambda part: jax.tree.map(lambda leaf: jnp.asarray(leaf)[part], batch)
+    fresh = init_arm_motion(16, jax.random.key(0), PICTURE, config.glance_size)
+    params = _train(fresh, kinematics, rows(slice(80)), config)
+    test = rows(slice(80, None))
+
+    def holds(photographs):
+        arm = _arm(params, test.pictures)._replace(glance=make_glance(config, photographs, test.camera, kinematics))
+        advance = advance_proprio(kinematics, test.proprio[:, 0], test.proprio[:, 0], test.actions, arm)
+        return np.asarray(advance.grip.holds[:, -1])
+
+    np.testing.assert_array_equal(holds(test.photographs), np.where(held[80:], 1, -1))
+    swapped = test.photographs.at[..., 0].set(255 - test.photographs[..., 0])
+    np.testing.assert_array_equal(holds(swapped), np.where(held[80:], -1, 1))
+
+
 def test_fingers_in_doubt_do_not_close_halfway():
     """Half of the episodes have something between the fingers and nothing tells which: it is decided, and stays so."""
     stacked = [np.stack(part) for part in _episodes(80)]
@@ -284,7 +328,7 @@ def test_the_loss_doubts_its_labels():
     batch = _motion_batch(fit_kinematics(*stacked), *stacked, _pictures(4))
     params = _fresh_arm_motion()
     params["grasp_out"]["bias"] += 1.5
-    _, metrics = arm_motion_loss(fit_kinematics(*stacked), params, jax.random.key(0), batch)
+    _, metrics = arm_motion_loss(NO_GLANCES, params, jax.random.key(0), batch, fit_kinematics(*stacked))
     p = 1 / (1 + np.exp(-1.5))
     held, missed = (-t * np.log(p) - (1 - t) * np.log(1 - p) for t in (0.95, 0.05))
     np.testing.assert_allclose(metrics["grasp_loss"], (held + 3 * missed) / 4, rtol=1e-5)
@@ -292,7 +336,7 @@ def test_the_loss_doubts_its_labels():
     # The closing of a hand that already knows what it holds is no decision.
     holds = np.sign(batch.holds.min(1) + batch.holds.max(1))  # what each episode decides
     known = batch._replace(grip=Grip(np.zeros(4), holds), holds=np.repeat(holds[:, None], batch.holds.shape[1], 1))
-    _, metrics = arm_motion_loss(fit_kinematics(*stacked), params, jax.random.key(0), known)
+    _, metrics = arm_motion_loss(NO_GLANCES, params, jax.random.key(0), known, fit_kinematics(*stacked))
     assert metrics["grasp_loss"] == 0 and np.abs(holds).min() == 1
 
 

@@ -27,6 +27,7 @@ from worldenv_jax.simulator.conditioning import (
     decode_images,
     encode_images,
     guess_v,
+    make_glance,
     predict_v,
     prepare,
 )
@@ -146,7 +147,8 @@ def test_two_chunks_of_two_cameras_with_arm_motion():
     commands = STATISTICS.unnormalize_action(np.concatenate(actions, axis=1))
 
     def advance(previous, current, commands, previous_action, seen):
-        arm = ArmContext(params["arm_motion"], previous_action, seen, no_grip(2))
+        glance = make_glance(config, starts.photographs, starts.camera, kinematics)
+        arm = ArmContext(params["arm_motion"], previous_action, seen, no_grip(2), glance)
         return advance_proprio(kinematics, previous, current, commands, arm)
 
     still = np.zeros((2, 7), np.float32)
@@ -170,7 +172,9 @@ def _chain_of_first_pictures(stride, photographs=None):
     coder = params["autoencoder"]
     basis = np.linalg.qr(np.random.default_rng(0).normal(size=(coder["shortcut_in"]["kernel"].shape)))[0]
     coder["shortcut_in"]["kernel"], coder["shortcut_out"]["kernel"] = jnp.asarray(basis), jnp.asarray(basis.T)
-    config = dataclasses.replace(config, frame_stride=stride, photograph_size=0 if photographs is None else 128)
+    config = dataclasses.replace(config, frame_stride=stride)
+    if photographs is None:
+        config = dataclasses.replace(config, photograph_size=0, glance_size=0)
     kinematics = KINEMATICS._replace(position_low=-np.ones(3, np.float32), position_high=np.ones(3, np.float32))
     simulator = make_simulator_fns(config, STATISTICS, kinematics)
     starts, keys = _starts(2), jax.random.split(jax.random.key(0), 2)
@@ -389,6 +393,7 @@ def test_the_first_picture_is_what_the_denoiser_corrects(guess):
     """
     config = SimulatorConfig.libero_debug()
     config = dataclasses.replace(config, change_variance=1e-6, motion_width=0, plane_heights=(0.03, 0.12))
+    config = dataclasses.replace(config, photograph_size=0, glance_size=0)
     params = init_simulator(config, jax.random.key(0))
     coder = params["autoencoder"]  # 8 orthonormal colours and shapes of a patch, about none of them lost
     basis = np.linalg.qr(np.random.default_rng(0).normal(size=(coder["shortcut_in"]["kernel"].shape)))[0]

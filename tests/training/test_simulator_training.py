@@ -89,7 +89,7 @@ def test_batches_have_the_photographs_of_their_episodes():
     seeds = batch.photographs[:, 0, 0, 0, 0]
     assert set(seeds) == {0, 1, 2} and (batch.photographs == seeds[:, None, None, None, None]).all()
     np.testing.assert_array_equal(batch.first_images, first[seeds])
-    plain = replace(config, photograph_size=0)
+    plain = replace(config, photograph_size=0, glance_size=0)
     assert training.make_sampler(plain, params, episodes, STATISTICS, KINEMATICS, 2, 0)(0).photographs is None
 
 

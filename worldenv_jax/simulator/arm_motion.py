@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from worldenv_jax.simulator.glance import CHANNELS, Glance, GlanceFn
 from worldenv_jax.simulator.grips import Grip
 from worldenv_jax.types import Array, Params
 
@@ -28,6 +29,7 @@ class ArmContext(NamedTuple):
     previous_action: Array  # float32 [B, 7], environment action; zeros at the start of an episode
     pictures: Array  # float [B, P, V, h, w, c], latents of `motion_views`, the newest before every (K / P)-th action
     grip: Grip  # leaves [B], before the first action
+    glance: GlanceFn | None = None  # for the grasp; None where the parameters were made without, or holds are given
     holds: Array | None = None  # float32 [B, K], the recorded `Grip.holds` after each action; None: decided here
     dropout: Array | None = None  # a key: training; None: nothing is dropped
 
@@ -52,6 +54,7 @@ class ArmMotion(nn.Module):
         self.grasp_conv2 = nn.Conv(48, (3, 3), strides=2)
         self.dropout = nn.Dropout(GRASP_DROPOUT)
         self.grasp_sight, self.grasp_features = nn.Dense(GRASP_WIDTH), nn.Dense(GRASP_WIDTH, use_bias=False)
+        self.grasp_glance, self.grasp_seen = Glance(), nn.Dense(GRASP_WIDTH, use_bias=False)
         self.grasp_out = nn.Dense(1, kernel_init=nn.initializers.zeros)
 
     def look(self, pictures: Array, train: bool = False) -> tuple[Array, Array]:
@@ -71,19 +74,26 @@ class ArmMotion(nn.Module):
         hidden = nn.gelu(self.dense2(hidden))
         return self.out(jnp.concatenate([hidden, features], axis=-1))
 
-    def grasps(self, features: Array, sight: Array) -> Array:
-        """Of features and sight [B, `GRASP_WIDTH`], float [B]: logit of holding something once the hand has closed."""
-        return self.grasp_out(nn.silu(sight + self.grasp_features(features)))[:, 0]
+    def grasps(self, features: Array, sight: Array, glances: Array | None = None, train: bool = False) -> Array:
+        """Of features, sight [B, `GRASP_WIDTH`], glances [B, S, S, 6] at the hand, float [B]: will it hold something?
 
-    def initialise(self, features: Array, pictures: Array) -> tuple[Array, Array]:
+        The logit, once the hand has closed.
+        """
+        hidden = sight + self.grasp_features(features)
+        if glances is not None:
+            hidden += self.grasp_seen(self.dropout(self.grasp_glance(glances), deterministic=not train))
+        return self.grasp_out(nn.silu(hidden))[:, 0]
+
+    def initialise(self, features: Array, pictures: Array, glances: Array | None) -> tuple[Array, Array]:
         """Touches every parameter, once."""
         motion, grasp = self.look(pictures)
-        return self(features, motion), self.grasps(features, grasp)
+        return self(features, motion), self.grasps(features, grasp, glances)
 
 
-def init_arm_motion(width: int, key: Array, pictures: tuple[int, ...]) -> Params:
-    """Random parameters for latents of shape `pictures`, (V, h, w, c)."""
-    inputs = jnp.zeros((1, MOTION_FEATURES)), jnp.zeros((1, *pictures))
+def init_arm_motion(width: int, key: Array, pictures: tuple[int, ...], glance_size: int = 0) -> Params:
+    """Random parameters for latents of shape `pictures`, (V, h, w, c); `glance_size`: S of glances, 0 for none."""
+    glances = jnp.zeros((1, glance_size, glance_size, CHANNELS)) if glance_size else None
+    inputs = jnp.zeros((1, MOTION_FEATURES)), jnp.zeros((1, *pictures)), glances
     return ArmMotion(width).init(key, *inputs, method="initialise")["params"]
 
 

@@ -5,13 +5,18 @@ Differs from EVAC, which starts from the last frame. Copies stay sharp over many
 drawn anew, from the hand's pose alone, over the oldest frame, which in a roll-out is a true one: it cannot fade. The
 denoiser corrects the result. One frame at a time is seen, so that minutes of training do what the video model needs
 hours for.
+
+What the hand's camera sees of the thing that is grasped no frame has shown before: it is drawn, too, from a glance at
+it (`glance`).
 """
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from worldenv_jax.simulator.action_maps import project
+from worldenv_jax.simulator.glance import CHANNELS, Glance
 from worldenv_jax.simulator.layers import conv3x3
 from worldenv_jax.simulator.poses import hand_poses
 from worldenv_jax.simulator.proprioception import Kinematics
@@ -21,6 +26,7 @@ from worldenv_jax.types import Array, Params
 PATCH = 4  # pixels; a cell of the grid that is computed on
 FIRST_GUESS = 2.0  # logit of the first guess at the start, beside zeros
 TIMES = 4  # whose poses are told: the frame's own, the oldest and the newest known frame's, the last grasp's
+HELD_TIMES = np.array([0, 1, 3])  # ... to the drawing of what is held
 POSE = 3 + 2 + 9 + 9 + 1  # features of one of them
 
 
@@ -42,16 +48,25 @@ class _Trunk(nn.Module):
     outputs: int
 
     @nn.compact
-    def __call__(self, size: tuple[int, int], hand: Array, pose: Array, patches: Array | None = None) -> Array:
-        """Pixels of the hand [N, T, 2] in image sizes, poses [N, T, POSE], and patches [N, h, w, D] of known frames."""
+    def __call__(
+        self,
+        size: tuple[int, int],
+        hand: Array,
+        pose: Array,
+        patches: Array | None = None,
+        glances: Array | None = None,
+    ) -> Array:
+        """Hand's pixels [N, T, 2] in image sizes, poses [N, T, POSE]; patches [N, h, w, D], glances [N, S, S, 6]."""
         count, rows, columns = len(hand), size[0] // PATCH, size[1] // PATCH
         dense = lambda name, **options: nn.Dense(self.width, name=name, **options)
         y, x = jnp.mgrid[:rows, :columns] + 0.5
         cells = jnp.stack([x / columns, y / rows], axis=-1)
         beside = 2.0 * (cells[:, :, None] - hand[:, None, None]).reshape(count, rows, columns, -1)
         pose = pose.reshape(count, -1)
-        pose = nn.silu(dense("pose1")(jnp.concatenate([pose, fourier_features(pose, 3)], axis=-1)))
-        pose = dense("pose2")(pose)
+        pose = dense("pose1")(jnp.concatenate([pose, fourier_features(pose, 3)], axis=-1))
+        if glances is not None:
+            pose += dense("seen")(Glance(name="glance")(glances))
+        pose = dense("pose2")(nn.silu(pose))
         hidden = dense("place")(jnp.concatenate([beside, fourier_features(beside, 5)], axis=-1))
         hidden += dense("image")(fourier_features(2.0 * cells, 4)) + pose[:, None, None]
         if patches is not None:
@@ -68,19 +83,23 @@ class _Trunk(nn.Module):
 
 
 class ArmDrawing(nn.Module):
-    """What has to be painted over a frame so that it shows the hand elsewhere: the arm, and what it hid before."""
+    """What has to be painted over a frame so that it shows the hand elsewhere: the arm, and what it hid before.
+
+    With glances also what the hand holds or comes to.
+    """
 
     width: int
 
     @nn.compact
-    def __call__(self, frames: Array, hand: Array, pose: Array) -> Array:
+    def __call__(self, frames: Array, hand: Array, pose: Array, glances: Array | None = None) -> Array:
         """Frames float [N, H, W, 3] in [-1, 1] with the drawing on them.
 
         Args:
-            hand: float [N, 2, 2], where the hand is to be and where it is in the frame, in image sizes.
-            pose: float [N, 2, POSE], of hand and camera, about [-1, 1].
+            hand: float [N, T, 2], where the hand is to be, where it is in the frame, and others, in image sizes.
+            pose: float [N, T, POSE], of hand and camera, about [-1, 1].
+            glances: float [N, S, S, 6] in [-1, 1], where the hand was last open.
         """
-        pixels = _Trunk(self.width, 4, 4, name="trunk")(frames.shape[1:3], hand, pose)
+        pixels = _Trunk(self.width, 4, 4, name="trunk")(frames.shape[1:3], hand, pose, glances=glances)
         opacity = jax.nn.sigmoid(pixels[..., 3:] - FIRST_GUESS)
         return opacity * jnp.tanh(pixels[..., :3]) + (1.0 - opacity) * frames
 
@@ -107,12 +126,20 @@ class Compositor(nn.Module):
         return jnp.einsum("nhwg,nghwc->nhwc", shares, layers)
 
 
-def init_compositor(width: int, key: Array, size: tuple[int, int], guesses: int) -> Params:
-    """Random parameters {"drawing", "choice"} for so many guesses at images of `size`."""
+def init_compositor(width: int, key: Array, size: tuple[int, int], guesses: int, glance_size: int = 0) -> Params:
+    """Random parameters {"drawing", "choice"} for so many guesses at images of `size`; with glances also "held".
+
+    `glance_size`: S of glances; 0: there are none.
+    """
     one, two = jax.random.split(key)
     frame, hand, pose = jnp.zeros((1, guesses, *size, 3)), jnp.zeros((1, TIMES, 2)), jnp.zeros((1, TIMES, POSE))
-    drawing = ArmDrawing(width).init(one, frame[:, 0], hand[:, :2], pose[:, :2])
-    return {"drawing": drawing["params"], "choice": Compositor(width).init(two, frame, hand, pose)["params"]}
+    params = {"drawing": ArmDrawing(width).init(one, frame[:, 0], hand[:, :2], pose[:, :2])["params"]}
+    if glance_size:
+        glances = jnp.zeros((1, glance_size, glance_size, CHANNELS))
+        inputs = frame[:, 0], hand[:, HELD_TIMES], pose[:, HELD_TIMES], glances
+        params["held"] = ArmDrawing(width).init(jax.random.fold_in(key, 2), *inputs)["params"]
+        frame = jnp.zeros((1, guesses + 1, *size, 3))
+    return params | {"choice": Compositor(width).init(two, frame, hand, pose)["params"]}
 
 
 def compose(
@@ -124,8 +151,9 @@ def compose(
     grasps: Array,
     kinematics: Kinematics,
     hand_views: tuple[int, ...],
-    plane_heights: tuple[float, ...],
+    plane_heights: tuple[Array | float, ...],
     photographs: Array | None = None,
+    glances: Array | None = None,
 ) -> tuple[Array, Array]:
     """First pictures of the K frames that follow on F known ones.
 
@@ -138,7 +166,9 @@ def compose(
         grasps: float32 [B, K, 8], `last_grasps` of the frames to come.
         kinematics: for its workspace and fingers, the units of poses here.
         hand_views, plane_heights, photographs: as in `guess_frames`.
-    Returns: float32 [B, V, K, H, W, 3] in [-1, 1]; and of the standing cameras the oldest frame with the arm redrawn.
+        glances: float [B, K, S, S, 6] in [-1, 1], at `grasps`; given if and only if there are parameters "held".
+    Returns: float32 [B, V, K, H, W, 3] in [-1, 1]; and what was drawn, [B, V', K, H, W, 3]: of the standing cameras
+        the oldest frame with the arm redrawn, with glances then of the hand's what it holds, too.
     """
     hand, (views, known, *frame) = hand_poses(proprio), images.shape[1:]
     moving = hand, hand_poses(grasps), hand_views
@@ -162,6 +192,17 @@ def compose(
     drawn = ArmDrawing(width).apply({"params": params["drawing"]}, merge(oldest), *where).reshape(oldest.shape)
     first = jnp.stack([jax.lax.stop_gradient(drawn), newest], axis=3)
     guesses = guesses.at[:, on_stand, :, :2].set(first)
+    if glances is not None:
+        on_hand = jnp.array(sorted(hand_views), jnp.int32)
+        behind = guesses[:, :, :, 3][:, on_hand]  # nothing that is newer than the oldest frame
+        where = (merge(x[:, on_hand])[:, HELD_TIMES] for x in (place, pose))
+        glances = merge(jnp.repeat(glances[:, None], len(on_hand), axis=1))
+        held = ArmDrawing(width).apply({"params": params["held"]}, merge(behind), *where, glances)
+        held = held.reshape(behind.shape)
+        # A standing camera's frames need no further layer.
+        layer = guesses[:, :, :, 0].at[:, on_hand].set(jax.lax.stop_gradient(held))
+        guesses = jnp.concatenate([guesses, layer[:, :, :, None]], axis=3)
+        drawn = jnp.concatenate([drawn, held], axis=1)
     inputs = merge(guesses), merge(place), merge(pose)
     composed = Compositor(width).apply({"params": params["choice"]}, *inputs)
     return composed.reshape(*guesses.shape[:3], *frame), drawn

@@ -25,6 +25,7 @@ from worldenv_jax.simulator.autoencoder import Autoencoder, space_to_depth
 from worldenv_jax.simulator.compositing import compose
 from worldenv_jax.simulator.config import SimulatorConfig
 from worldenv_jax.simulator.delta_actions import delta_actions, normalize_deltas
+from worldenv_jax.simulator.glance import GlanceFn, look_around
 from worldenv_jax.simulator.image_preprocess import clip_preprocess
 from worldenv_jax.simulator.noise_schedule import noise_schedule
 from worldenv_jax.simulator.poses import (
@@ -32,7 +33,7 @@ from worldenv_jax.simulator.poses import (
     inverse_transform,
     quaternion_from_axis_angle,
 )
-from worldenv_jax.simulator.proprioception import Kinematics, relative_pose
+from worldenv_jax.simulator.proprioception import Kinematics, ground, relative_pose
 from worldenv_jax.simulator.video_unet import Prepared, VideoUNet
 from worldenv_jax.types import Array, Camera, GeometryFn, Params, Statistics
 
@@ -228,11 +229,32 @@ def compose_pictures(
         camera: of the frame that proprio[:, 0] belongs to; leaves [B, V, ...].
         photographs: as in `chunk_inputs`.
     """
+    glance = make_glance(config, photographs, camera, kinematics)
+    glances = None if glance is None else glance(grasps[..., :3])
     if photographs is not None:
         photographs = photographs.astype(jnp.float32) / 127.5 - 1.0
     poses = camera_poses(config, hand_poses(proprio), camera.pose)
-    geometry = camera.intrinsics, poses, proprio, grasps, kinematics, config.hand_views, config.plane_heights
-    return compose(params["compositor"], images, *geometry, photographs)
+    heights = tuple(ground(kinematics) + height for height in config.plane_heights)
+    geometry = camera.intrinsics, poses, proprio, grasps, kinematics, config.hand_views, heights
+    return compose(params["compositor"], images, *geometry, photographs, glances)
+
+
+def make_glance(
+    config: SimulatorConfig, photographs: Array | None, camera: Camera, kinematics: Kinematics
+) -> GlanceFn | None:
+    """Looks at hands in the photograph of the first standing camera; None where the configuration has no glances.
+
+    Args:
+        photographs: uint8 [B, V, H', W', 3].
+        camera: of the same frame, for images of config.image_size; leaves [B, V, ...].
+        kinematics: for its ground.
+    """
+    if not config.glance_size:
+        return None
+    stand = next(view for view in range(config.views) if view not in config.hand_views)
+    finer = [config.photograph_size / size for size in config.image_size]
+    lens, height = scale_intrinsics(camera.intrinsics[:, stand], *finer), ground(kinematics) + config.plane_heights[0]
+    return look_around(photographs[:, stand], lens, camera.pose[:, stand], height, config.glance_size)
 
 
 def gripper_opening(proprio: Array, kinematics: Kinematics) -> Array:

@@ -50,13 +50,16 @@ class SimulatorConfig:
     # if frames differed from it by this variance (in scaled latents); see `conditioning.guess_v`. Learns much sooner.
     change_variance: float | None = None
     # Differs from EVAC where not 0: the denoiser corrects a first picture of every frame, which `compositing` makes of
-    # the history as it would look if everything stood still, on planes at these heights (m), and if everything moved
-    # with the hand (`reprojection`), and of a drawing of its own.
+    # the history as it would look if everything stood still, on planes at these heights (m, above the lowest place
+    # of the workspace), and if everything moved with the hand (`reprojection`), and of a drawing of its own.
     compositor_width: int = 0
     plane_heights: tuple[float, ...] = (0.03, 0.0, 0.07, 0.12)
     # Width and height of photographs, the first frame of every camera at a finer resolution: the hand's cameras are
     # shown from them what they will come to, where a pixel of image_size is wide. 0: none.
     photograph_size: int = 0
+    # Side of the squares that are cut from the first standing camera's photograph where the hand is, in pixels of the
+    # photograph; compositor and arm learn from them what is grasped (`simulator/glance.py`). 0: none.
+    glance_size: int = 0
     motion_width: int = 0  # of `arm_motion.ArmMotion`, which corrects the deterministic step; 0: off
     frame_by_frame: bool = False  # in a roll-out, through the autoencoder: 1 / K of its memory, some time
     land_on_x0: bool = False  # Differs from EVAC where True: the last DDIM step returns x0 without residual noise
@@ -86,6 +89,9 @@ class SimulatorConfig:
             errors.append("with compositor_width, one camera must stand still")
         if self.photograph_size and not (self.compositor_width and self.hand_views):
             errors.append("photograph_size needs compositor_width and hand_views: nothing else looks at photographs")
+        if self.glance_size % 8 or self.glance_size > self.photograph_size:
+            sizes = f"glance_size is {self.glance_size}, photograph_size {self.photograph_size}"
+            errors.append(f"{sizes}: the former must be a multiple of 8 and not larger than the latter")
         if self.compositor_width and any(size % PATCH for size in self.image_size):
             errors.append(f"with compositor_width, image_size must be multiples of {PATCH}, got {self.image_size}")
         if self.autoencoder.principal and not self.autoencoder.shortcut:
@@ -156,6 +162,7 @@ class SimulatorConfig:
             _small(64, 8, autoencoder, 16, (1,), (), 32, 16, 0.2, True, compositor_width=8),
             ddim_steps=2,
             photograph_size=128,
+            glance_size=16,
         )
 
     @classmethod
@@ -164,7 +171,7 @@ class SimulatorConfig:
         # 24 principal components of 4 x 4 patches keep 43 dB of LIBERO's frames.
         autoencoder = AutoencoderConfig(64, (1,), 1, 24, 4, norm_groups=8, shortcut=True, principal=True)
         config = _small(64, 8, autoencoder, 32, (1, 2, 2), (2,), 64, change_variance=0.2, wrist=True)
-        return replace(config, ddim_steps=1, photograph_size=256)
+        return replace(config, ddim_steps=1, photograph_size=256, glance_size=32)
 
     @classmethod
     def libero_small(cls) -> "SimulatorConfig":

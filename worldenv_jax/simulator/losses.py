@@ -18,6 +18,7 @@ from worldenv_jax.simulator.conditioning import (
     decode_images,
     encode_geometry_tokens,
     encode_image_tokens,
+    make_glance,
     of_pictures,
     predict_v,
     prepare,
@@ -42,6 +43,7 @@ from worldenv_jax.simulator.proprioception import (
 from worldenv_jax.types import Array, Camera, GeometryFn, Params, Statistics
 
 CHAIN = 4  # pictures that the compositor is unrolled over
+BLIND = 0.5  # share of the chains that know the oldest frame only
 GRASP_SMOOTHING = 0.1  # of the labels of `ArmMotion.grasps` (Szegedy et al. 2016, arXiv 1512.00567, section 7)
 CHARBONNIER = 0.03  # of the range [-1, 1]: smaller errors count quadratically
 HAND_WEIGHT = 9.0  # what errors at the hand count beside 1 elsewhere
@@ -80,6 +82,8 @@ class MotionBatch(NamedTuple):
     pictures: Array  # float [B, P, V, h, w, c], latents of `motion_views` before every (L / P)-th action
     grip: Grip  # leaves [B], before the stretch
     holds: Array  # float32 [B, L], `Grip.holds` after each action
+    camera: Camera  # of the episode's first frame, leaves [B, V, ...]
+    photographs: Array | None = None  # uint8 [B, V, H', W', 3], of that frame, where the config has one
 
 
 def autoencoder_loss(
@@ -110,7 +114,7 @@ def measure_latent_scale(config: SimulatorConfig, params: Params, frames: Array)
 
 
 def arm_motion_loss(
-    kinematics: Kinematics, params: Params, key: Array, batch: MotionBatch
+    config: SimulatorConfig, params: Params, key: Array, batch: MotionBatch, kinematics: Kinematics
 ) -> tuple[Array, dict[str, Array]]:
     """Open-loop error over the stretch: of the pose in centimetres and twentieths of a radian, of the opening in 5 mm.
 
@@ -121,7 +125,8 @@ def arm_motion_loss(
     Returns: the loss, and {"position", "rotation", "opening", "grasp_loss", "grasp_accuracy"}: the mean errors at the
     end in metres and radians, cross-entropy with the smoothed labels (nats) and share of the grasps that were foretold.
     """
-    arm = ArmContext(params, batch.previous_action, batch.pictures, batch.grip, batch.holds, key)
+    glance = make_glance(config, batch.photographs, batch.camera, kinematics)
+    arm = ArmContext(params, batch.previous_action, batch.pictures, batch.grip, glance, batch.holds, key)
     predicted, grip, logit = advance_proprio(
         kinematics, batch.previous_proprio, batch.proprio[:, 0], batch.actions, arm
     )
@@ -158,7 +163,8 @@ def compositor_loss(
 
     Absolute errors where they are large, so that an edge is put in one place instead of faintly in two. Those near the
     hand count more: what it holds is a handful of pixels, and rewards depend on it. A chain has `CHAIN` pictures, 1 to
-    K frames apart; `batch` has CHAIN * K future frames.
+    K frames apart; `batch` has CHAIN * K future frames. A long roll-out has seen nothing true but the oldest frame, and
+    so have half of the chains: where the newest frame is true, to copy it is all that can be learned.
 
     Returns: the loss, and {"psnr"} (decibels at a range of 255).
     """
@@ -172,7 +178,12 @@ def compositor_loss(
     proprio = batch.proprio
     weight = choose(batch.mask).astype(jnp.float32)
     on_stand = jnp.array([view for view in range(config.views) if view not in config.hand_views], jnp.int32)
+    on_hand = jnp.array(config.hand_views if config.glance_size else (), jnp.int32)
+    drawn_views = jnp.concatenate([on_stand, on_hand])
     charbonnier = lambda error, weight=1.0: (weight * jnp.sqrt(error + CHARBONNIER**2)).mean((1, 2, 3, 4, 5))
+    blind = jax.random.bernoulli(jax.random.fold_in(key, 1), BLIND, (len(images),))
+    images = jnp.where(blind[:, None, None, None, None, None], images[:, :, :1], images)
+    proprio = jnp.where(blind[:, None, None], proprio[:, :1], proprio)
     absolute, squared = [], []
     for i in range(CHAIN):
         there = jnp.concatenate([proprio, future[:, i : i + 1]], axis=1)
@@ -180,7 +191,9 @@ def compositor_loss(
         picture, drawn = compose_pictures(config, params, images, there, grasps[:, i : i + 1], *scene)
         error = jnp.square(picture - truth[:, :, i : i + 1])
         near = hand_weight(config, there, batch.camera)[:, :, -1:]
-        absolute.append(charbonnier(error, near) + charbonnier(jnp.square(drawn - truth[:, on_stand, i : i + 1])))
+        drawn_weight = jnp.ones_like(near).at[:, on_hand].set(near[:, on_hand])[:, drawn_views]
+        drawn_error = jnp.square(drawn - truth[:, drawn_views, i : i + 1])
+        absolute.append(charbonnier(error, near) + charbonnier(drawn_error, drawn_weight))
         squared.append(error.mean((1, 2, 3, 4, 5)))
         images = images.at[:, :, -1:].set(jax.lax.stop_gradient(picture))
         proprio = there.at[:, -2].set(there[:, -1])[:, :-1]
@@ -218,7 +231,7 @@ def predict_proprio(
     else:
         known = batch.proprio.shape[1] - 1
         pictures = batch.latents[:, known : -1 : config.chunk, jnp.array(config.motion_views)]
-        arm = ArmContext(params["arm_motion"], batch.previous_action, pictures, batch.grip, batch.holds)
+        arm = ArmContext(params["arm_motion"], batch.previous_action, pictures, batch.grip, holds=batch.holds)
     future = advance_proprio(kinematics, batch.previous_proprio, batch.proprio[:, -1], commands, arm).proprio
     return future, last_grasps(kinematics, batch.grasp, future)
 

@@ -50,6 +50,12 @@ class Kinematics(NamedTuple):
         return cls(gain, jnp.zeros(6), -infinite, infinite, opened, jnp.zeros(2), jnp.asarray(0.01))
 
 
+def ground(kinematics: Kinematics) -> Array:
+    """Height of what things stand on, metres: the lowest that hands have been; 0 where the workspace is endless."""
+    lowest = jnp.asarray(kinematics.position_low)[2]
+    return jnp.where(jnp.isfinite(lowest), lowest, 0.0)
+
+
 def relative_pose(proprio: Array, reference: Array) -> Array:
     """Motion from `reference` to `proprio`, [..., 8] each: metres and a base-frame rotation vector, [..., 6]."""
     rotation, start = (quaternion_from_axis_angle(p[..., 3:6]) for p in (proprio, reference))
@@ -106,7 +112,11 @@ def advance_proprio(
             relative = motion / steady, action, last_action
             features = _motion_features(kinematics, *relative, fingers, position, rotation, grip.holds)
             missed = network.apply({"params": arm.params}, features, motion_sight)
-            logit = network.apply({"params": arm.params}, features, grasp_sight, method="grasps")
+            glances = None if arm.glance is None else arm.glance(jax.lax.stop_gradient(position[:, None]))[:, 0]
+            train = arm.dropout is not None
+            keys = {"dropout": jax.random.fold_in(arm.dropout, 1)} if train else {}
+            inputs = features, grasp_sight, glances, train
+            logit = network.apply({"params": arm.params}, *inputs, method="grasps", rngs=keys)
             motion = linear + steady * missed[:, :6]
             moved = position + motion[:, :3]
             closing += kinematics.finger_speed * missed[:, 6:] * jnp.array([1.0, -1.0])

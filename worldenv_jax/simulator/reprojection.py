@@ -31,7 +31,7 @@ def guess_frames(
     hand: Array,
     grasps: Array,
     hand_views: tuple[int, ...],
-    heights: tuple[float, ...],
+    heights: tuple[Array | float, ...],
     photographs: Array | None = None,
 ) -> Array:
     """Guesses at every future frame.
@@ -67,7 +67,7 @@ def guess_frames(
 
     def look(canvas: Array, sources: Array, source_lens: Array, source_poses: Array, height: float) -> Array:
         """`canvas` [B, V, K, H, W, C], but the hand's cameras see these frames on a plane at a height."""
-        planes = jnp.broadcast_to(jnp.array([0.0, 0.0, 1.0, height]), (*future.shape[:3], 4))
+        planes = jnp.broadcast_to(jnp.stack([0.0, 0.0, 1.0, height]), (*future.shape[:3], 4))
         seen = reproject(sources, lens, source_poses, future, planes, source_lens, canvas[:, on_hand])
         return canvas.at[:, on_hand].set(seen)
 

@@ -26,6 +26,7 @@ from worldenv_jax.simulator.conditioning import (
     encode_frames,
     encode_geometry_tokens,
     encode_image_tokens,
+    make_glance,
     of_pictures,
     over_frames,
     predict_v,
@@ -104,11 +105,12 @@ def init_simulator(config: SimulatorConfig, key: Array) -> Params:
     }  # fmt: skip
     if config.compositor_width:
         at = jax.random.fold_in(key, 6)
-        guesses = count_guesses(config.plane_heights)
-        params["compositor"] = init_compositor(config.compositor_width, at, config.image_size, guesses)
+        drawn = config.image_size, count_guesses(config.plane_heights), config.glance_size
+        params["compositor"] = init_compositor(config.compositor_width, at, *drawn)
     if config.motion_width:
         seen = len(config.motion_views), *config.latent_size, config.autoencoder.latent_channels
-        params["arm_motion"] = init_arm_motion(config.motion_width, jax.random.fold_in(key, 5), seen)
+        at = jax.random.fold_in(key, 5)
+        params["arm_motion"] = init_arm_motion(config.motion_width, at, seen, config.glance_size)
     return params
 
 
@@ -169,7 +171,8 @@ def make_simulator_fns(
         arm = None
         if "arm_motion" in params:
             seen = history[:, jnp.array(config.motion_views), -1][:, None]
-            arm = ArmContext(params["arm_motion"], state.action, seen, state.grip)
+            glance = make_glance(config, state.photographs, state.camera, kinematics)
+            arm = ArmContext(params["arm_motion"], state.action, seen, state.grip, glance)
         advance = advance_proprio(kinematics, state.before, past[:, -1], commands, arm)
         future = advance.proprio
         grasps = last_grasps(kinematics, state.grasp, future)

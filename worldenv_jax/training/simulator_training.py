@@ -123,7 +123,9 @@ def train_arm_motion(
         pictures = np.asarray(shown.images[t : end : simulator.chunk])[:, views]
         grip = Grip(grips.closing[t], grips.holds[t])
         motion = proprio[t : end + 1], actions[t:end], proprio[max(t - 1, 0)], before
-        return MotionBatch(*motion, pictures, grip, grips.holds[t + 1 : end + 1])
+        camera = Camera(np.asarray(true.intrinsics[0]), np.asarray(true.camera_pose[0]))
+        photographs = true.photographs if simulator.glance_size else None
+        return MotionBatch(*motion, pictures, grip, grips.holds[t + 1 : end + 1], camera, photographs)
 
     def batch_fn(step: int) -> MotionBatch:
         rng = np.random.default_rng([seed, step])
@@ -132,7 +134,7 @@ def train_arm_motion(
     def loss(arm_motion: Params, key: Array, batch: MotionBatch) -> tuple[Array, dict[str, Array]]:
         dropout, key = jax.random.split(key)
         pictures = encode_frames(simulator, params, augment(key, batch.pictures, config.augmentation))
-        return arm_motion_loss(kinematics, arm_motion, dropout, batch._replace(pictures=pictures))
+        return arm_motion_loss(simulator, arm_motion, dropout, batch._replace(pictures=pictures), kinematics)
 
     mesh, key, name = mesh_from_config(config.mesh), jax.random.key(seed + 3), "arm_motion"
     name += "_imagined" if replay else ""
