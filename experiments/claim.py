@@ -34,6 +34,7 @@ LEARNED_WORLD = (
     "collect_demonstrations",
     "clone_policy",
     "collect_exploration",
+    "collect_starts",
     "imitate_successes",
     "train_simulator",
     "train_reflector",

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Collects episodes in the true world: expert demonstrations, or the cloned policy's own successes and failures.
+"""Collects episodes in the true world: expert demonstrations, the cloned policy's own, or mere starts.
 
     python experiments/collect.py --what=demonstrations
     python experiments/collect.py --what=exploration          (after clone_policy.py)
+    python experiments/collect.py --what=starts               (first frames only, where collect.starts_per_task is set)
     python experiments/collect.py --config=libero_small --suites=libero_object,libero_spatial,libero_goal,libero_10
 
 With --suites each suite has a workdir of its own, WORKDIR/<suite>, and a table says what is in them.
@@ -18,7 +19,12 @@ from worldenv_jax.errors import WorldEnvError
 from worldenv_jax.evaluation.summary import align_columns
 from worldenv_jax.training import pipeline
 
-flags.DEFINE_enum("what", "demonstrations", ["demonstrations", "exploration"], "Who acts: the expert, or the policy.")
+WHAT = {
+    "demonstrations": "the expert acts",
+    "exploration": "the policy acts",
+    "starts": "nobody acts, only first frames are taken",
+}
+flags.DEFINE_enum("what", "demonstrations", list(WHAT), "; ".join(f"{name}: {text}" for name, text in WHAT.items()))
 flags.DEFINE_list("suites", [], "LIBERO suites, one after the other; by default the one of the config.")
 
 

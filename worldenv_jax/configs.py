@@ -34,6 +34,7 @@ class CollectConfig:
     exploration_scale: float = 0.7  # multiplies the policy's Laplace scale
     held_out_fraction: float = 0.25  # of the exploration: never trained on, what the gate measures
     after_success: int = 6  # steps that exploration goes on after a success
+    starts_per_task: int = 0  # further starts without an episode: imagination begins there, too
     train_on_exploration: bool = True  # False: the simulator sees demonstrations only (ablation)
 
 
@@ -253,7 +254,7 @@ def libero_debug() -> ExperimentConfig:
         environment=EnvironmentConfig(
             "libero", "libero_object", 2, image_size=64, views=2, photograph_size=128, slots=2
         ),
-        collect=replace(base.collect, after_success=4),
+        collect=replace(base.collect, after_success=4, starts_per_task=2),
         policy=PolicyConfig.libero_cpu(),
         simulator=SimulatorConfig.libero_debug(),
         reflector=ReflectorConfig.libero_cpu(),
@@ -276,7 +277,9 @@ def libero_cpu() -> ExperimentConfig:
         environment=EnvironmentConfig(
             "libero", "libero_object", 10, image_size=64, views=2, photograph_size=256, slots=8
         ),
-        collect=CollectConfig(exploration_per_task=20, tries_per_start=3, try_again=0.5, after_success=24),
+        collect=CollectConfig(
+            exploration_per_task=20, tries_per_start=3, try_again=0.5, after_success=24, starts_per_task=40
+        ),
         policy=PolicyConfig.libero_cpu(),
         simulator=replace(SimulatorConfig.libero_cpu(), frame_stride=8),  # what the policy looks at, no more
         reflector=ReflectorConfig.libero_cpu(),

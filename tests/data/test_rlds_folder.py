@@ -4,6 +4,7 @@
 import json
 import pickle
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -49,6 +50,15 @@ def test_reading_back_is_identical(folder):
 def test_any_number_of_views(tmp_path, views):
     written = sample_episode(views=views)
     assert episodes_equal(written, open_episodes(write_episodes(tmp_path / "v", [written]))[0])
+
+
+def test_a_start_without_actions(tmp_path):
+    start = sample_episode(steps=0, actor="nobody")
+    add_episodes(tmp_path, [start])
+    (read,) = open_episodes(tmp_path)
+    assert episodes_equal(read, start)
+    with pytest.raises(ValueError, match="0 steps"):
+        add_episodes(tmp_path, [replace(start, actor="policy")])
 
 
 def test_photographs(tmp_path):

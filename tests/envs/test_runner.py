@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""run_episodes in a counting world: success times, recording, independence from the number of slots, errors apart."""
+"""Episodes and mere starts of a counting world: success times, recording, independence of the slots, errors apart."""
 
 import numpy as np
 import pytest
 
+from worldenv_jax.data.episodes import validate_episode
 from worldenv_jax.envs.base import EpisodeError, Frames, StartsAtOnce, split_slots
-from worldenv_jax.envs.runner import run_episodes
+from worldenv_jax.envs.runner import record_starts, run_episodes
 from worldenv_jax.types import Camera, EpisodeSpec
 
 K = 4
@@ -40,7 +41,7 @@ class CountingWorld(StartsAtOnce):
         return {"goal": self.goal[slot]}
 
     def photographs(self, slot):
-        return np.full((4, 4, 3), self.goal[slot], np.uint8)
+        return np.full((1, 4, 4, 3), self.goal[slot], np.uint8)
 
     def _frames(self, slots, total, success, every_frame):
         shown = total if every_frame else total[:, -1:]
@@ -148,3 +149,29 @@ def test_a_crashing_task_is_an_error_and_disturbs_no_other(slots, record):
         assert outcome.spec == spec
         assert (outcome.success, outcome.steps, outcome.error) == expected[spec.task]
         assert (outcome.episode is None) == (not record or spec.task in (5, 6))
+
+
+@pytest.mark.parametrize("slots", [1, 3, 8])
+def test_starts_are_first_frames_of_episodes(slots):
+    """No step is taken in them, and what follows in `run_episodes` begins with the same frame."""
+    world = CrashingWorld(slots)
+    steps = []
+    world.step = lambda *arguments: steps.append(arguments)
+    specs = [EpisodeSpec(task, seed) for seed in range(2) for task in (1, 6, 7, 5, 3)]
+    outcomes = dict(record_starts(world, specs))
+    assert sorted(outcomes) == list(range(10)) and not steps
+    act = lambda *arguments: np.clip(one_each_step(*arguments), -1, 1)
+    whole = dict(run_episodes(CrashingWorld(slots), act, specs, record=True))
+    for position, spec in enumerate(specs):
+        outcome = outcomes[position]
+        if spec.task == 6:
+            assert outcome == (spec, None, None, None, None, "no scene")
+            continue
+        start = outcome.episode
+        validate_episode(start)
+        assert (start.spec, start.num_steps, start.actor, start.succeeded) == (spec, 0, "nobody", False)
+        if (other := whole[position].episode) is not None:
+            for name in ("images", "proprio", "intrinsics", "camera_pose"):
+                np.testing.assert_array_equal(getattr(start, name), getattr(other, name)[:1])
+            np.testing.assert_array_equal(start.photographs, other.photographs)
+            assert start.environment == other.environment and start.instruction == other.instruction

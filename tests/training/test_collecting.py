@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which episodes exploration consists of, and which of them are held out."""
+"""Which episodes exploration consists of, and which of them are held out; starts without episodes."""
 
 from collections import Counter
 from dataclasses import replace
@@ -72,6 +72,41 @@ def test_held_out_exploration_is_the_policys_own():
     training, held_out = split_exploration(_episodes(specs), LIBERO.collect.held_out_fraction)
     assert {e.spec for e in held_out} == set(specs) - set(training_specs(LIBERO))
     assert {e.spec for e in training} == set(training_specs(LIBERO))
+
+
+def test_mere_starts_are_nobody_elses_and_are_begun_at(tmp_path, monkeypatch):
+    """Stopped after a part of them, the collection goes on; the next seed has others."""
+    config = get_config("debug")
+    config = replace(config, collect=replace(config.collect, starts_per_task=3))
+    run, asked = pipeline.Run(config, tmp_path), []
+    record = collecting.record_starts
+
+    def stopping(environment, specs):
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(specs)
+        return record(environment, specs)
+
+    try:
+        pipeline.start(run)
+        monkeypatch.setattr(collecting, "PART", 4)
+        monkeypatch.setattr(collecting, "record_starts", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            pipeline.collect_starts(run)
+        kept = [e.spec for e in run.workdir.episodes("starts")]
+        assert sorted(kept) == sorted(asked[0]) and len(kept) == 4
+        monkeypatch.setattr(collecting, "record_starts", record)
+        pipeline.collect_starts(run)
+        starts = list(run.workdir.episodes("starts"))
+        others = exploration_specs(config) + exploration_specs(replace(config, seed=1))
+        run.__dict__["exploration"] = _episodes(training_specs(config)), []
+        begun = [e.spec for e in run.training_starts]
+    finally:
+        run.close()
+    specs = {e.spec for e in starts}
+    assert len(starts) == len(specs) == 6 and {(e.num_steps, e.actor) for e in starts} == {(0, "nobody")}
+    assert not specs & set(others) and {(s.split, s.starts) for s in specs} == {("train", "shifted")}
+    assert set(begun) == specs | set(training_specs(config)) and len(begun) == len(set(begun))
 
 
 def test_hands_try_again_in_a_share_of_every_tasks_episodes():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which stages a run with the shipped models has left."""
+"""Which stages a run has, and which are left with the shipped models."""
 
 from dataclasses import replace
 
@@ -28,6 +28,14 @@ def test_self_imitation_is_a_stage_where_post_training_starts_from_it(tmp_path):
     run = pipeline.Run(replace(config, post_training=post_training), tmp_path)
     stages = pipeline.stages_after_pretrained(run)  # it learns from demonstrations, too, which are not shipped
     assert stages[:3] == ("collect_demonstrations", "collect_exploration", "imitate_successes")
+
+
+def test_mere_starts_are_a_stage_where_the_config_has_them():
+    config = get_config("debug")
+    assert "collect_starts" not in pipeline.stages_of(config)
+    config = replace(config, collect=replace(config.collect, starts_per_task=1))
+    stages = pipeline.stages_of(config)
+    assert stages.index("collect_exploration") < stages.index("collect_starts") < stages.index("post_train")
 
 
 def test_another_simulator_is_trained_where_its_data_is_ablated(tmp_path):

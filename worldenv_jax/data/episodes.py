@@ -9,7 +9,8 @@ import numpy as np
 
 from worldenv_jax.types import ACTION_DIM, PROPRIO_DIM, EpisodeSpec
 
-ACTORS = ("expert", "perturbed_expert", "policy", "imagined", "human")
+NOBODY = "nobody"  # of an episode that is only a start: T = 0
+ACTORS = ("expert", "perturbed_expert", "policy", "imagined", "human", NOBODY)
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,8 @@ def validate_episode(episode: Episode) -> None:
         "intrinsics": (np.float32, (frames, *views, 3, 3)),
         "camera_pose": (np.float32, (frames, *views, 4, 4)),
     }
-    problems = [] if episode.num_steps else ["actions: got 0 steps, expected at least 1"]
+    acted = episode.num_steps or episode.actor == NOBODY
+    problems = [] if acted else ["actions: got 0 steps, expected at least 1"]
     for name, (dtype, shape) in expected.items():
         value = getattr(episode, name)
         if value.dtype != dtype or value.shape != shape:

@@ -155,7 +155,7 @@ def encode_episode(episode: Episode, encoding: str) -> dict[str, list[bytes] | n
     T = episode.num_steps
     is_last = np.arange(T + 1) == T
     held = np.zeros((1, ACTION_DIM), np.float32)
-    held[0, 6] = episode.actions[-1, 6]
+    held[:, 6] = episode.actions[-1:, 6].sum()  # 0 of an episode without actions
     steps = {
         **{view_key(v): frames for v, frames in enumerate(_encoded_views(episode.images, encoding))},
         "observation/state": episode.proprio,

@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from worldenv_jax.data.episodes import Episode
+from worldenv_jax.data.episodes import NOBODY, Episode
 from worldenv_jax.envs.base import Environment, EpisodeError, Frames, choose_episode, split_slots
-from worldenv_jax.types import EpisodeSpec
+from worldenv_jax.types import ACTION_DIM, EpisodeSpec
 
 # (images uint8 [n, V, H, W, 3], proprio float32 [n, 8], specs, chunk number of each) -> environment actions [n, K, 7]
 ActFn = Callable[[np.ndarray, np.ndarray, Sequence[EpisodeSpec], Sequence[int]], np.ndarray]
@@ -111,6 +111,27 @@ def run_episodes(
                 yield ended.index, _outcome(ended, environment, record, actor, noise, after_success, max_steps)
 
 
+def record_starts(environment: Environment, specs: Sequence[EpisodeSpec]) -> Iterator[tuple[int, Outcome]]:
+    """Begins every episode of `specs` and takes no step; yields (position in specs, outcome with its first frame)."""
+    waiting, tasks = list(range(len(specs))), [spec.task for spec in specs]
+    held: dict[int, int] = {}
+    while waiting:
+        starting = {}
+        for slot in range(min(environment.num_slots, len(waiting))):
+            starting[slot] = choose_episode(waiting, tasks, slot, held)
+            waiting.remove(starting[slot])
+            held[slot] = tasks[starting[slot]]
+        environment.begin(list(starting), [specs[index] for index in starting.values()])
+        done, failed = _split(environment.begun, True)
+        for slot, index in starting.items():
+            if slot in failed:
+                yield index, Outcome(specs[index], None, None, error=failed[slot])
+                continue
+            begun = environment.start_state(slot), environment.photographs(slot)
+            episode = _episode(_Running(index, specs[index], *begun, [done[slot]]), environment, 0, NOBODY)
+            yield index, Outcome(specs[index], None, 0, episode)
+
+
 def _step(environment: Environment, slots: list[int], actions: np.ndarray, record: bool) -> dict[int, Frames]:
     return split_slots(slots, environment.step(slots, actions, record))
 
@@ -153,11 +174,15 @@ def _outcome(
     if not record:
         return Outcome(run.spec, success, steps, holds=run.holds)
     length = min(steps + after_success, max_steps) if success else max_steps
+    return Outcome(run.spec, success, steps, _episode(run, environment, length, actor, noise), run.holds)
+
+
+def _episode(run: _Running, environment: Environment, length: int, actor: str, noise: float = 0.0) -> Episode:
     join = lambda leaves: np.concatenate(leaves)[: length + 1]
-    episode = Episode(
+    return Episode(
         images=join([f.images for f in run.frames]),
         proprio=join([f.proprio for f in run.frames]).astype(np.float32),
-        actions=np.concatenate(run.actions)[:length].astype(np.float32),
+        actions=np.concatenate([np.zeros((0, ACTION_DIM)), *run.actions])[:length].astype(np.float32),
         success=join([f.success for f in run.frames]),
         intrinsics=join([f.camera.intrinsics for f in run.frames]),
         camera_pose=join([f.camera.pose for f in run.frames]),
@@ -172,4 +197,3 @@ def _outcome(
         sample=run.spec.sample,
         photographs=run.photographs,
     )
-    return Outcome(run.spec, success, steps, episode, run.holds)

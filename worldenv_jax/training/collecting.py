@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Episodes from the true world: expert demonstrations, then the policy's own successes and failures.
+"""Episodes from the true world: expert demonstrations, the policy's own successes and failures, and mere starts.
 
 Only `train` starts are used here. Exploration is recorded in parts, each written atomically, so that a stopped
 collection goes on where it was.
@@ -17,7 +17,7 @@ from worldenv_jax.data.episodes import Episode
 from worldenv_jax.data.rlds import add_episodes, open_episodes
 from worldenv_jax.data.statistics import compute_statistics, statistics_from_dict
 from worldenv_jax.envs.base import Environment, EpisodeError
-from worldenv_jax.envs.runner import run_episodes
+from worldenv_jax.envs.runner import record_starts, run_episodes
 from worldenv_jax.errors import WorldEnvError
 from worldenv_jax.metrics import Progress
 from worldenv_jax.simulator import fit_kinematics, is_empty
@@ -30,6 +30,7 @@ from worldenv_jax.types import EpisodeSpec, Params
 # Start numbers: demonstrations count from 0, exploration from here, so that the two never share a start.
 EXPLORATION_SEED = 100_000
 PART = 128  # episodes per written folder
+STARTS_SEED = 50_000  # starts without an episode count from here behind the first of exploration
 ATTEMPTS = 4  # starts tried per wanted demonstration
 
 
@@ -126,6 +127,35 @@ def collect_exploration(
     print(f"exploration: {len(success)} episodes, {np.mean(success):.0%} successful", flush=True)
     if errors:
         print(f"{len(errors)} could not be run, the next start tries them again; the first: {errors[0]}", flush=True)
+
+
+def collect_starts(config: ExperimentConfig, workdir: Workdir, environment: Environment) -> None:
+    """Writes the first frames of `starts_per_task` further starts per task; no step is taken.
+
+    Imagination can begin at them. From the starts of exploration alone, a few per task, a policy learns by heart.
+
+    Raises:
+      WorldEnvError: a start cannot be made.
+    """
+    root = workdir / "data" / "starts"
+    first = EXPLORATION_SEED * (config.seed + 1) + STARTS_SEED
+    specs = [
+        EpisodeSpec(task, first + number, "train", config.environment.starts)
+        for number in range(config.collect.starts_per_task)
+        for task in range(config.environment.tasks)
+    ]
+    written = {e.spec for e in open_episodes(root)} if root.exists() else set()
+    missing = [spec for spec in specs if spec not in written]
+    progress = Progress("collect starts", len(specs), len(written))
+    for begin in range(0, len(missing), PART):
+        part: dict[int, Episode] = {}
+        for done, (position, outcome) in enumerate(record_starts(environment, missing[begin : begin + PART])):
+            if outcome.error:
+                raise WorldEnvError(f"start {outcome.spec} could not be made: {outcome.error}")
+            part[position] = outcome.episode
+            progress.update(len(written) + begin + done + 1)
+        add_episodes(root, [part[position] for position in sorted(part)])
+    progress.close()
 
 
 def exploration_specs(config: ExperimentConfig) -> list[EpisodeSpec]:

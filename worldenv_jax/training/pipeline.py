@@ -151,6 +151,12 @@ class Run:
         return collecting.split_exploration(self.workdir.episodes("exploration"), self.config.collect.held_out_fraction)
 
     @property
+    def training_starts(self) -> list[Episode]:
+        """An episode from every start that post-training may begin at: of training exploration, and mere starts."""
+        starts = one_per_start(self.exploration[0])
+        return starts + list(self.workdir.episodes("starts")) if self.config.collect.starts_per_task else starts
+
+    @property
     def calibration_episodes(self) -> list[Episode]:
         """The half of the held-out exploration that temperature and eta are fitted on."""
         return in_memory(self.exploration[1][::2])
@@ -193,6 +199,12 @@ def collect_exploration(run: Run) -> None:
     with run.workdir.timed("collect_exploration"):
         params = run.params("policy")
         collecting.collect_exploration(run.config, run.workdir, run.environment, run.models, params)
+
+
+def collect_starts(run: Run) -> None:
+    """First frames of further starts, for post-training to begin at."""
+    with run.workdir.timed("collect_starts"):
+        collecting.collect_starts(run.config, run.workdir, run.environment)
 
 
 def imitate_successes(run: Run) -> None:
@@ -309,7 +321,7 @@ def evaluate_before(run: Run) -> None:
 def post_train(run: Run) -> None:
     """LOOP-PPO in imagination, from the first frames of all training starts."""
     models = run.models
-    starts = models.starts(one_per_start(run.exploration[0]))
+    starts = models.starts(run.training_starts)
     held_out = models.starts(_some(run.test_episodes, run.config.post_training.held_out_starts))
     trials = imagination.imagined_trials(models.config, models, run.world, starts, held_out)
     policy = run.params(run.config.post_training.start_from)
@@ -326,7 +338,7 @@ def post_train_true(run: Run) -> None:
       WorldEnvError: recordings have no world to act in.
     """
     config, models = run.config, run.models
-    episodes = (one_per_start(run.exploration[0]), _some(run.test_episodes, config.post_training.held_out_starts))
+    episodes = (run.training_starts, _some(run.test_episodes, config.post_training.held_out_starts))
     if config.environment.name == "recorded":
         raise WorldEnvError("recorded episodes have no world to act in: --world=true needs the tabletop or LIBERO")
     if config.environment.name == "tabletop":
@@ -392,6 +404,7 @@ STAGES: dict[str, Callable[[Run], object]] = {
         collect_demonstrations,
         clone_policy,
         collect_exploration,
+        collect_starts,
         imitate_successes,
         train_simulator,
         train_reflector,
@@ -406,9 +419,12 @@ STAGES: dict[str, Callable[[Run], object]] = {
 
 
 def stages_of(config: ExperimentConfig) -> tuple[str, ...]:
-    """Names of the stages, in order: of all where post-training starts from self-imitation, else without that."""
-    imitates = config.post_training.start_from == "self_imitated"
-    return tuple(name for name in STAGES if imitates or name != "imitate_successes")
+    """Names of the stages, in order, without self-imitation and mere starts where the config has none."""
+    wanted = {
+        "imitate_successes": config.post_training.start_from == "self_imitated",
+        "collect_starts": config.collect.starts_per_task > 0,
+    }
+    return tuple(name for name in STAGES if wanted.get(name, True))
 
 
 def stages_after_pretrained(run: Run) -> tuple[str, ...]:
