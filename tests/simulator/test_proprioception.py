@@ -25,7 +25,7 @@ from worldenv_jax.simulator import (
 from worldenv_jax.simulator.arm_motion import ArmContext, init_arm_motion
 from worldenv_jax.simulator.conditioning import make_glance
 from worldenv_jax.simulator.grips import Grip
-from worldenv_jax.simulator.proprioception import ground, relative_pose
+from worldenv_jax.simulator.proprioception import ground, relative_pose, workspace
 from worldenv_jax.types import Camera
 
 START = np.array([[0.1, 0.2, 0.3, 0.0, 0.0, 0.0, 0.04, -0.04]], np.float32)
@@ -154,6 +154,14 @@ def test_the_ground_is_where_hands_have_been_lowest():
     endless = Kinematics.osc_pose()
     assert ground(endless) == 0.0
     assert ground(endless._replace(position_low=np.array([-0.2, -0.3, 0.875], np.float32))) == 0.875
+
+
+def test_a_workspace_may_be_endless_or_higher_than_a_metre():
+    endless = Kinematics.osc_pose()
+    np.testing.assert_array_equal(workspace(endless), [[-1.0] * 3, [1.0] * 3])
+    corners = np.array([[-1.5, -0.3, 0.9], [0.1, 0.3, 1.25]], np.float32)
+    on_table = endless._replace(position_low=corners[0], position_high=corners[1])
+    np.testing.assert_array_equal(workspace(on_table), corners)
 
 
 def test_errors_name_the_lengths():

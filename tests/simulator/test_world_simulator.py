@@ -168,13 +168,13 @@ def test_two_chunks_of_two_cameras_with_arm_motion():
 def _chain_of_first_pictures(stride, photographs=None):
     """Two chunks of a roll-out whose denoiser changes nothing: only first pictures, each made of the history alone."""
     config = dataclasses.replace(SimulatorConfig.libero_debug(), change_variance=1e-6, ddim_steps=1, history=2)
+    config = dataclasses.replace(config, frame_stride=stride)
+    if photographs is None:
+        config = dataclasses.replace(config, photograph_size=0, glance_size=0)
     params = init_simulator(config, jax.random.key(2))
     coder = params["autoencoder"]
     basis = np.linalg.qr(np.random.default_rng(0).normal(size=(coder["shortcut_in"]["kernel"].shape)))[0]
     coder["shortcut_in"]["kernel"], coder["shortcut_out"]["kernel"] = jnp.asarray(basis), jnp.asarray(basis.T)
-    config = dataclasses.replace(config, frame_stride=stride)
-    if photographs is None:
-        config = dataclasses.replace(config, photograph_size=0, glance_size=0)
     kinematics = KINEMATICS._replace(position_low=-np.ones(3, np.float32), position_high=np.ones(3, np.float32))
     simulator = make_simulator_fns(config, STATISTICS, kinematics)
     starts, keys = _starts(2), jax.random.split(jax.random.key(0), 2)

@@ -19,7 +19,7 @@ from worldenv_jax.simulator.action_maps import project
 from worldenv_jax.simulator.glance import CHANNELS, Glance
 from worldenv_jax.simulator.layers import conv3x3
 from worldenv_jax.simulator.poses import hand_poses
-from worldenv_jax.simulator.proprioception import Kinematics
+from worldenv_jax.simulator.proprioception import Kinematics, workspace
 from worldenv_jax.simulator.reprojection import guess_frames
 from worldenv_jax.types import Array, Params
 
@@ -212,7 +212,7 @@ def _where(intrinsics: Array, cameras: Array, proprio: Array, kinematics: Kinema
     """The hand's pixel [B, V, T, 2], and poses [B, V, T, POSE]: in the world, then from the camera."""
     hand = hand_poses(proprio)
     pixels, depth = project(hand[:, None, :, None, :3, 3], intrinsics[:, :, None], cameras)
-    low, high = jnp.maximum(kinematics.position_low, -1.0), jnp.minimum(kinematics.position_high, 1.0)  # may be endless
+    low, high = workspace(kinematics)
     position = (2.0 * proprio[..., :3] - low - high) / (high - low)
     fingers = proprio[..., 6:] / jnp.maximum(jnp.abs(kinematics.finger_open), 1e-3)
     seen = jnp.einsum("bvtji,btjk->bvtik", cameras[..., :3, :3], hand[..., :3, :3]).reshape(*depth.shape[:3], 9)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from worldenv_jax.simulator.action_maps import project
+from worldenv_jax.simulator.reprojection import settle
 from worldenv_jax.types import Array
 
 CHANNELS = 6  # of a glance: a square around the hand, and one around the place below it
@@ -69,7 +70,7 @@ def cut_squares(images: Array, centres: Array, size: int) -> Array:
     """
     rows, columns = images.shape[1:3]
     padded = jnp.pad(images, ((0, 0), (size, size), (size, size), (0, 0)), mode="edge")
-    corners = jnp.clip(centres - size / 2, -size, jnp.array([columns, rows]) - 1.0)
+    corners = jnp.clip(settle(centres) - size / 2, -size, jnp.array([columns, rows]) - 1.0)
     whole = jnp.floor(corners)
     part = corners - whole
 

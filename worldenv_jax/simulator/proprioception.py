@@ -50,6 +50,12 @@ class Kinematics(NamedTuple):
         return cls(gain, jnp.zeros(6), -infinite, infinite, opened, jnp.zeros(2), jnp.asarray(0.01))
 
 
+def workspace(kinematics: Kinematics) -> tuple[Array, Array]:
+    """Its lowest and highest corner [3], the units of positions in networks; an endless one reaches from -1 to 1 m."""
+    low, high = jnp.asarray(kinematics.position_low), jnp.asarray(kinematics.position_high)
+    return jnp.where(jnp.isfinite(low), low, -1.0), jnp.where(jnp.isfinite(high), high, 1.0)
+
+
 def ground(kinematics: Kinematics) -> Array:
     """Height of what things stand on, metres: the lowest that hands have been; 0 where the workspace is endless."""
     lowest = jnp.asarray(kinematics.position_low)[2]
@@ -174,7 +180,7 @@ def _motion_features(
     rotation: Array,
     holds: Array,
 ) -> Array:
-    low, high = jnp.maximum(kinematics.position_low, -1.0), jnp.minimum(kinematics.position_high, 1.0)  # may be endless
+    low, high = workspace(kinematics)
     middle, reach = 0.5 * (low + high), 0.5 * (high - low)
     axes = matrix_from_quaternion(rotation)[..., :2].reshape(-1, 6)  # no jumps, as axis-angle near a half turn has
     opening = (fingers[:, :1] - fingers[:, 1:]) / _widest(kinematics)

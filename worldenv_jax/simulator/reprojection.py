@@ -107,6 +107,15 @@ def guess_frames(
     return jnp.stack([*still, newest, from_stand(oldest, first), *sweep], axis=3)
 
 
+def settle(pixels: Array) -> Array:
+    """Pixel coordinates in thousandths.
+
+    XLA may compute a pixel's index and its weight anew, from coordinates that differ in the last bit. Where they are
+    whole numbers, as of a hand that stands still, the pixel would be its neighbour's.
+    """
+    return jnp.round(1024.0 * pixels) / 1024.0
+
+
 def _carried(images: Array, intrinsics: Array, poses: Array, before: Array, after: Array) -> Array:
     """Frames [B, V, K, H, W, C] of cameras that stand still, had everything moved with the hand from before to after.
 
@@ -170,6 +179,7 @@ def _reproject(
         seen = canvas.reshape(-1, canvas.shape[-1])
         for image, source in zip(images, sources):  # later ones cover earlier ones
             at, depth = project(points, seen_with, source)
+            at = settle(at)
             inside = (at >= 0.0).all(-1) & (at[:, 0] < columns) & (at[:, 1] < rows)
             shown = inside & (depth > 0.0) & (distance > 0.0)
             seen = jnp.where(shown[:, None], sample(image, (at[:, 1] - 0.5, at[:, 0] - 0.5)), seen)
