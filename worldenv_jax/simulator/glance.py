@@ -40,7 +40,7 @@ class Glance(nn.Module):
         return hidden.reshape(*glances.shape[:-3], -1)
 
 
-def look_around(photographs: Array, intrinsics: Array, camera: Array, height: float, size: int) -> GlanceFn:
+def look_around(photographs: Array, intrinsics: Array, camera: Array, height: Array | float, size: int) -> GlanceFn:
     """Looks at hands in photographs uint8 [B, H, W, 3].
 
     Args:
